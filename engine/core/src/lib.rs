@@ -1,0 +1,17 @@
+//! Breakwater's decisions, apart from everything that does them.
+//!
+//! Each state machine is driven by `handle(now, Input, &mut Effects)`: no I/O, no clock, no random source, no thread,
+//! no iteration over unordered maps. The same inputs give the same effects, here, in the node and in the simulator.
+#![no_std]
+
+extern crate alloc;
+
+pub mod config;
+pub mod ids;
+pub mod layout;
+pub mod limits;
+pub mod message;
+pub mod random;
+pub mod record;
+pub mod replica;
+pub mod time;

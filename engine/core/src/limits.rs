@@ -1,0 +1,113 @@
+//! Every bound of the product, with its unit, and the relations between them asserted at compile time (I15).
+//!
+//! Each says what happens when it is reached. A queue, buffer, retry or loop without a line here is a mistake.
+
+use crate::time::Span;
+
+/// Bytes of a block: the unit of checksums and of alignment.
+pub const BLOCK_SIZE: u64 = 4096;
+/// Bytes of an extent: the unit of space and of catch-up.
+pub const EXTENT_SIZE: u64 = 128 * 1024;
+/// Blocks of an extent; a presence map of an extent is one `u32`.
+pub const EXTENT_BLOCKS: u32 = 32;
+/// Bytes of addresses that go to one segment before a stripe moves to the next.
+pub const CHUNK_SIZE: u64 = 1024 * 1024;
+/// Segments that one stripe group spreads over.
+pub const STRIPE_WIDTH_MAX: u32 = 4;
+/// Smallest segment; a volume asking for less is refused.
+pub const SEGMENT_SIZE_MIN: u64 = 64 * 1024 * 1024;
+/// Largest segment; a volume asking for more is refused.
+pub const SEGMENT_SIZE_MAX: u64 = 64 * 1024 * 1024 * 1024;
+/// Segment size where nobody asked for another.
+pub const SEGMENT_SIZE_DEFAULT: u64 = 1024 * 1024 * 1024;
+/// Largest volume; a larger one is refused.
+pub const VOLUME_SIZE_MAX: u64 = 64 << 40;
+/// Most copies of a segment; asking for more is refused.
+pub const COPIES_MAX: usize = 5;
+/// Longest name of a volume or zone in bytes; a longer one is refused.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Nodes of one cell; one more is refused at registration.
+pub const NODES_MAX: usize = 1024;
+/// Shards of one node; configuration asking for more is refused.
+pub const SHARDS_MAX: u16 = 64;
+
+/// Bytes of one client request's data; a longer request is refused, the client cuts before.
+pub const REQUEST_BYTES_MAX: u64 = CHUNK_SIZE;
+/// Bytes of one frame's payload; a frame that announces more closes its connection.
+pub const FRAME_PAYLOAD_MAX: usize = 2 * 1024 * 1024;
+/// Bytes of one frame's body (the message without its payload); a frame that announces more closes its connection.
+pub const FRAME_BODY_MAX: usize = 256 * 1024;
+/// Entries of any list in a message; a longer list does not decode.
+pub const LIST_MAX: usize = 4096;
+/// Writes of one segment ordered and not yet committed; further ones wait with their client.
+pub const WINDOW_ENTRIES: usize = 512;
+/// Bytes of one segment's ordered, uncommitted writes; further ones wait with their client.
+pub const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+/// Requests of one segment that wait at its primary (for space in the window, for a member); further ones are told
+/// `Busy` and come again.
+pub const WAITING_MAX: usize = 512;
+/// Requests a client has in flight in one segment; further ones wait in the client.
+pub const CLIENT_INFLIGHT_MAX: usize = 256;
+/// Client connections of one node; one more is closed at once.
+pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
+/// Messages waiting for one connection's socket before its segment's work waits (peers) or it is closed (clients).
+pub const OUTBOX_MAX: usize = 8192;
+/// Extents a candidate asks for at a time.
+pub const COPY_INFLIGHT: usize = 8;
+/// Extents listed in one page of a catch-up list.
+pub const COPY_PAGE: usize = 1024;
+/// Data connections a gateway serves at a time; one more is closed.
+pub const NBD_CONNECTIONS_MAX: usize = 64;
+/// Permits running at once in one zone; further asks are parked.
+pub const PERMITS_PER_ZONE: usize = 8;
+/// Permits running at once with one node as source; further asks are parked.
+pub const PERMITS_PER_SOURCE: usize = 2;
+/// Permits running at once with one node as target; further asks are parked.
+pub const PERMITS_PER_TARGET: usize = 2;
+/// Segments a report lists one by one; the rest is in its counts.
+pub const REPORT_SEGMENTS_MAX: usize = 256;
+
+/// How long a member promises its primary not to help another one answer reads (I7).
+pub const LEASE: Span = Span::millis(2000);
+/// Stated bound on how differently two clocks run, in parts per thousand.
+pub const DRIFT_PER_MILLE: u64 = 10;
+/// How often a primary asks its members for their lease.
+pub const BEAT_EVERY: Span = Span::millis(400);
+/// A member that has not made a prepare durable by then is lost, whatever its lease says (I8).
+pub const PREPARE_DEADLINE: Span = Span::millis(1500);
+/// A primary not heard of for this long is suspected by its members.
+pub const SILENCE: Span = Span::millis(2000);
+/// Members stand for election one after the other, this far apart.
+pub const ELECTION_STAGGER: Span = Span::millis(150);
+/// How long a candidate for primary collects promises.
+pub const SEAL_WAIT: Span = Span::millis(250);
+/// How long a proposal may be undecided before it is sent again.
+pub const PROPOSAL_RETRY: Span = Span::millis(1000);
+/// How often time is handed to every machine.
+pub const TICK: Span = Span::millis(20);
+/// How often a node reports to the authority.
+pub const REPORT_EVERY: Span = Span::millis(1000);
+/// A node not heard of for this long is not "in touch" with the authority.
+pub const NODE_SILENCE: Span = Span::millis(4000);
+/// A permit or reservation nobody renewed for this long ends (R4).
+pub const PERMIT_TTL: Span = Span::seconds(30);
+/// First and longest pause between attempts to reach a peer (decorrelated jitter, R5).
+pub const REDIAL_MIN: Span = Span::millis(20);
+/// See [`REDIAL_MIN`].
+pub const REDIAL_MAX: Span = Span::millis(2000);
+/// First and longest pause between attempts to bring a former member back.
+pub const INVITE_MIN: Span = Span::millis(100);
+/// See [`INVITE_MIN`].
+pub const INVITE_MAX: Span = Span::seconds(5);
+
+const _: () = assert!(EXTENT_SIZE == BLOCK_SIZE * EXTENT_BLOCKS as u64);
+const _: () = assert!(CHUNK_SIZE.is_multiple_of(EXTENT_SIZE));
+const _: () = assert!(SEGMENT_SIZE_MIN.is_multiple_of(CHUNK_SIZE));
+const _: () = assert!(SEGMENT_SIZE_MAX / BLOCK_SIZE <= u32::MAX as u64, "BlockIndex is a u32");
+const _: () = assert!(REQUEST_BYTES_MAX <= WINDOW_BYTES, "one request always fits an empty window");
+const _: () = assert!(REQUEST_BYTES_MAX as usize <= FRAME_PAYLOAD_MAX);
+const _: () = assert!(BEAT_EVERY.0 * 3 < LEASE.0, "a lease survives two lost beats");
+const _: () = assert!(SILENCE.0 >= LEASE.0, "whoever suspects has let his own lease end");
+const _: () = assert!(NODE_SILENCE.0 >= 3 * REPORT_EVERY.0);
+const _: () = assert!(PERMITS_PER_TARGET <= PERMITS_PER_ZONE && PERMITS_PER_SOURCE <= PERMITS_PER_ZONE);
+const _: () = assert!(REPORT_SEGMENTS_MAX <= LIST_MAX && COPY_PAGE <= LIST_MAX && WINDOW_ENTRIES <= LIST_MAX);

@@ -1,0 +1,537 @@
+//! Every message that crosses the wire between nodes, clients and the authority. `wire/codec` gives them bytes.
+//!
+//! Three conversations, each with its own pair of enums: peers about one segment ([`Peer`]), a client with a
+//! segment's replica ([`Request`], [`Reply`]), a node with the authority ([`ToAuthority`], [`FromAuthority`]).
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::config::Config;
+use crate::ids::{
+    BlockIndex, BootCount, DeviceId, Epoch, ExtentIndex, Generation, Incarnation, NodeId, PermitId, RequestId,
+    Revision, SegmentId, Seq, Session,
+};
+use crate::record::{Blocks, Change, Entry, ExtentCopy, Standing};
+use crate::time::{Span, Time};
+
+/// Which connection of a node pair a message takes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Lane {
+    /// Control, leases and live replication, in order.
+    Live,
+    /// Catch-up and re-mirroring. Never on the replication network (R8).
+    Bulk,
+}
+
+/// A message between two nodes about one segment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerMessage {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Which life of it. A message of another life is dropped (I11).
+    pub incarnation: Incarnation,
+    /// What is said.
+    pub body: Peer,
+}
+
+/// What one node says to another about a segment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Peer {
+    /// Primary: make this change durable.
+    Prepare {
+        /// Commit point of the primary.
+        commit: Seq,
+        /// The change; `entry.epoch` is the primary's epoch.
+        entry: Entry,
+    },
+    /// Backup: everything up to `durable` is durable here. Cumulative.
+    PrepareAck {
+        /// Epoch it was prepared in.
+        epoch: Epoch,
+        /// Last durable entry.
+        durable: Seq,
+    },
+    /// Backup: I have promised a higher epoch and obey no lower one (I2).
+    Refused {
+        /// The promised epoch.
+        promised: Epoch,
+        /// The configuration this node knows, when it is newer than what was said.
+        config: Option<Config>,
+    },
+    /// Primary: I am at work in this epoch; renew your lease (I8). Also carries the commit point.
+    Beat {
+        /// The primary's epoch.
+        epoch: Epoch,
+        /// Commit point.
+        commit: Seq,
+        /// The primary's clock, sent back as it is.
+        sent: Time,
+    },
+    /// Backup: renewed.
+    BeatAck {
+        /// Epoch of the beat.
+        epoch: Epoch,
+        /// `sent` of the beat.
+        sent: Time,
+        /// Last durable entry.
+        durable: Seq,
+    },
+    /// A member stands for election: promise this epoch to me.
+    Seal {
+        /// The epoch it wants to install.
+        epoch: Epoch,
+        /// The configuration it starts from.
+        from: Epoch,
+    },
+    /// The promise is durable.
+    Promise {
+        /// The promised epoch.
+        epoch: Epoch,
+        /// Which log this member has.
+        log_epoch: Epoch,
+        /// Its last entry.
+        last: Seq,
+        /// Its commit point.
+        commit: Seq,
+        /// How long the lease it gave to the old primary still runs.
+        lease_left: Span,
+    },
+    /// No promise: this member still hears its primary.
+    StillHeard {
+        /// Epoch that was asked for.
+        epoch: Epoch,
+    },
+    /// The authority has installed this configuration and you are its primary: begin it (sent by who ran the election).
+    Begin {
+        /// The configuration.
+        config: Config,
+        /// How long leases of earlier primaries may still run.
+        lease_left: Span,
+    },
+    /// Primary: the configuration is now this, the log goes on. Answered by `Adopted`.
+    Advance {
+        /// The configuration.
+        config: Config,
+        /// The epoch in which this primary's log became the common one.
+        log_epoch: Epoch,
+        /// Commit point.
+        commit: Seq,
+        /// The primary's clock, sent back as it is.
+        sent: Time,
+    },
+    /// New primary: this is the log above the commit point; drop what is not in it (I9). In several parts where one
+    /// frame cannot hold it; adopted whole or not at all.
+    Reconcile {
+        /// The configuration.
+        config: Config,
+        /// Commit point.
+        commit: Seq,
+        /// The primary's clock, sent back as it is.
+        sent: Time,
+        /// Number of this part, from 0.
+        part: u32,
+        /// Whether this is the last part.
+        last: bool,
+        /// Entries above the commit point, continuing the part before.
+        entries: Vec<Entry>,
+    },
+    /// Member or candidate: this is where I stand in your epoch. Durable.
+    Adopted {
+        /// Epoch adopted.
+        epoch: Epoch,
+        /// Which log this replica has.
+        log_epoch: Epoch,
+        /// Its last entry.
+        last: Seq,
+        /// Its commit point.
+        commit: Seq,
+        /// Clock of the message answered.
+        sent: Time,
+    },
+    /// Primary to a former member or new target: what do you hold?
+    Invite {
+        /// The primary's configuration.
+        config: Config,
+    },
+    /// Answer: this.
+    Held {
+        /// The configuration's epoch as invited.
+        epoch: Epoch,
+        /// What this node holds; `None` is nothing at all.
+        standing: Option<Standing>,
+    },
+    /// Primary to candidate: live writes from `first` on are yours too.
+    Stream {
+        /// The primary's epoch.
+        epoch: Epoch,
+        /// First live entry.
+        first: Seq,
+    },
+    /// Candidate: which extents have changed above `above`?
+    CopyList {
+        /// Epoch of the configuration that made it a candidate.
+        epoch: Epoch,
+        /// Its base.
+        above: Seq,
+        /// First extent of the page.
+        from: ExtentIndex,
+    },
+    /// A page of the answer.
+    CopyPage {
+        /// Epoch asked in.
+        epoch: Epoch,
+        /// First extent of the page, as asked.
+        from: ExtentIndex,
+        /// Extents stamped above, in order.
+        listed: Vec<(ExtentIndex, Seq)>,
+        /// First extent of the next page; `None` is the end.
+        next: Option<ExtentIndex>,
+    },
+    /// Candidate: send this extent.
+    CopyGet {
+        /// Epoch of the configuration that made it a candidate.
+        epoch: Epoch,
+        /// Which.
+        extent: ExtentIndex,
+    },
+    /// The extent.
+    CopyData {
+        /// Epoch asked in.
+        epoch: Epoch,
+        /// Its content and stamp.
+        copy: ExtentCopy,
+    },
+    /// The source cannot read this extent now.
+    CopyFailed {
+        /// Epoch asked in.
+        epoch: Epoch,
+        /// Which.
+        extent: ExtentIndex,
+    },
+    /// Candidate: everything is in, durably, and live writes are acknowledged up to `durable` (I10).
+    CaughtUp {
+        /// Epoch of the configuration that made it a candidate.
+        epoch: Epoch,
+        /// Last durable live entry.
+        durable: Seq,
+        /// Bytes that were copied for it.
+        copied: u64,
+    },
+}
+
+/// A client's request to one segment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Highest epoch the client has seen of it (I7).
+    pub epoch: Epoch,
+    /// The client's attachment (I2). Ignored by `Locate` and `Peek`.
+    pub generation: Generation,
+    /// The client's session with this segment (I2).
+    pub session: Session,
+    /// Sent back with the reply.
+    pub request: RequestId,
+    /// What is asked.
+    pub op: Op,
+}
+
+/// What a client asks of a segment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Op {
+    /// Read blocks.
+    Read {
+        /// First block.
+        block: BlockIndex,
+        /// Number of blocks.
+        count: u32,
+    },
+    /// Change blocks; acknowledged when durable on all members (I3).
+    Write(Change),
+    /// Which blocks hold data?
+    Allocation {
+        /// First block.
+        block: BlockIndex,
+        /// Number of blocks.
+        count: u32,
+    },
+    /// Which configuration do you know? Answered by any replica; also a hint that its primary may be gone (I8).
+    Locate,
+    /// Read this replica's own committed blocks, whatever its role. For verification only: no lease, no order.
+    Peek {
+        /// First block.
+        block: BlockIndex,
+        /// Number of blocks.
+        count: u32,
+    },
+}
+
+/// Answer to a [`Request`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reply {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Epoch of the replica that answers; a client drops replies of a lower one than it has seen (I7).
+    pub epoch: Epoch,
+    /// Session of the request.
+    pub session: Session,
+    /// Number of the request.
+    pub request: RequestId,
+    /// The outcome.
+    pub outcome: Outcome,
+}
+
+/// Outcome of a client's request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Durable on every member.
+    Written,
+    /// The blocks asked for.
+    Data(Blocks),
+    /// Runs of blocks, in order: their number and whether they hold data.
+    Allocation(Vec<(u32, bool)>),
+    /// The configuration this replica knows.
+    Located(Config),
+    /// Not done, and never will be by this request.
+    Refused(Refusal),
+}
+
+/// Why a replica refused a client's request. Each leads the client to do something else.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// Ask the primary of this configuration; when it names the one that answered, ask again shortly.
+    NotPrimary(Option<Config>),
+    /// A newer attachment exists: stop for good (I2).
+    Fenced(Generation),
+    /// Queues are full or a change of epoch is under way: come again after a pause.
+    Busy,
+    /// A newer session of this client exists; nobody waits for this answer.
+    OldSession,
+    /// No such segment here.
+    Unknown,
+    /// The range lies outside the segment, or the data is not whole checksummed blocks.
+    Malformed,
+    /// A block cannot be read: its checksum does not match and no member could repair it (I14).
+    Corrupt(BlockIndex),
+}
+
+/// Where a node can be reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeAddress {
+    /// The node.
+    pub node: NodeId,
+    /// `host:port` on the primary network.
+    pub primary: String,
+    /// `host:port` on the replication network.
+    pub replication: String,
+    /// How many shards it has.
+    pub shards: u16,
+}
+
+/// Who a node says it is when it comes to the authority.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Registration {
+    /// Its addresses and id.
+    pub address: NodeAddress,
+    /// Its failure domain.
+    pub zone: String,
+    /// Its device.
+    pub device: DeviceId,
+    /// How often the device was opened (I9).
+    pub boot: BootCount,
+    /// Extents the device can hold.
+    pub capacity: u64,
+    /// Highest authority revision it has seen (I11).
+    pub revision: Revision,
+}
+
+/// One replica as a node reports it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReplicaReport {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Which life.
+    pub incarnation: Incarnation,
+    /// Epoch of the configuration it knows.
+    pub epoch: Epoch,
+}
+
+/// Progress of bringing one replica up to date on the reporting node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CopyReport {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Whether the copy began from nothing (re-mirror) or from a former replica (catch-up).
+    pub full: bool,
+    /// Bytes in so far.
+    pub copied: u64,
+    /// Bytes still listed.
+    pub left: u64,
+}
+
+/// A node's regular report; bounded in size and period, storm or not (DESIGN 7).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    /// Extents booked by replicas.
+    pub booked: u64,
+    /// Extents that hold data.
+    pub used: u64,
+    /// Replicas held.
+    pub replicas: u32,
+    /// Segments this node is the serving primary of.
+    pub serving: u32,
+    /// Segments it should lead and does not serve; at most [`crate::limits::REPORT_SEGMENTS_MAX`].
+    pub not_serving: Vec<SegmentId>,
+    /// Copies arriving here; at most [`crate::limits::REPORT_SEGMENTS_MAX`].
+    pub copies: Vec<CopyReport>,
+    /// Bytes of catch-up and re-mirroring that arrived here since the node started.
+    pub copied_bytes: u64,
+    /// Blocks found damaged since the node started.
+    pub corrupt_blocks: u64,
+}
+
+/// A node to the authority.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ToAuthority {
+    /// First message of a connection.
+    Register(Registration),
+    /// Replicas held, in parts, after registering. Answered where the authority wants something done about them.
+    Replicas {
+        /// Some of them.
+        part: Vec<ReplicaReport>,
+        /// Whether this is the last part.
+        last: bool,
+    },
+    /// Regular report.
+    Report(Report),
+    /// Please install this configuration over `expected`.
+    Propose {
+        /// Epoch of the configuration it replaces.
+        expected: Epoch,
+        /// The configuration wanted; its epoch is `expected` + 1.
+        config: Config,
+        /// The members have durably promised its epoch (an election), rather than following on (I9).
+        promised: bool,
+    },
+    /// Please allow a re-mirror of this segment.
+    PermitAsk {
+        /// The segment.
+        segment: SegmentId,
+        /// Configuration of the asking primary.
+        epoch: Epoch,
+    },
+    /// The re-mirror under this permit is done, or given up.
+    PermitEnd {
+        /// The segment.
+        segment: SegmentId,
+        /// The permit.
+        permit: PermitId,
+    },
+    /// Every write of an attachment before `generation` is committed or dropped; none will be taken (I2).
+    FenceDone {
+        /// The segment.
+        segment: SegmentId,
+        /// Generation fenced for.
+        generation: Generation,
+    },
+    /// The replica asked for exists durably, or why it does not.
+    Created {
+        /// The segment.
+        segment: SegmentId,
+        /// Which life.
+        incarnation: Incarnation,
+        /// `Err` names the reason.
+        result: Result<(), String>,
+    },
+    /// Space is reserved, or there is none.
+    Reserved {
+        /// The permit it is for.
+        permit: PermitId,
+        /// The segment.
+        segment: SegmentId,
+        /// Whether there was space.
+        granted: bool,
+    },
+    /// The replica is gone from here.
+    Released {
+        /// The segment.
+        segment: SegmentId,
+        /// Which life.
+        incarnation: Incarnation,
+    },
+}
+
+/// What became of a proposal.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Decision {
+    /// Installed, durably.
+    Installed(Config),
+    /// The configuration was not `expected`; it is this. Nothing changed.
+    Conflict(Config),
+    /// Not allowed, and why; the configuration is still this one.
+    Denied(Config, String),
+    /// There is no such segment (any more).
+    Unknown(SegmentId),
+}
+
+/// Cluster-wide settings, told to every node when it registers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// How long a missing replica may come back before its segment is re-mirrored.
+    pub grace: Span,
+}
+
+/// The authority to a node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FromAuthority {
+    /// Welcome.
+    Registered {
+        /// Cluster-wide settings.
+        settings: Settings,
+        /// Revision of the authority.
+        revision: Revision,
+    },
+    /// Not welcome, and why. The node must not serve.
+    RegisterRefused(String),
+    /// Where nodes are; told after registering and whenever it changes.
+    Nodes(Vec<NodeAddress>),
+    /// Answer to `Propose`.
+    Decided(Decision),
+    /// Create this replica; answered by `Created`. `config` is epoch 1; its primary stands for election at once.
+    Create {
+        /// First configuration.
+        config: Config,
+    },
+    /// Reserve space for a re-mirror; answered by `Reserved`.
+    Reserve {
+        /// The permit it is for.
+        permit: PermitId,
+        /// The segment.
+        segment: SegmentId,
+        /// Extents needed.
+        extents: u32,
+    },
+    /// Permit and reservation: re-mirror to `target`.
+    Granted {
+        /// The segment.
+        segment: SegmentId,
+        /// The permit.
+        permit: PermitId,
+        /// Where to.
+        target: NodeId,
+    },
+    /// Take no request below this generation; answered by `FenceDone` once nothing older is undecided (I2).
+    Fence {
+        /// The segment.
+        segment: SegmentId,
+        /// The new attachment.
+        generation: Generation,
+    },
+    /// This replica is no longer needed (I11, I12): drop it and confirm with `Released`.
+    Release {
+        /// The segment.
+        segment: SegmentId,
+        /// Only this life of it.
+        incarnation: Incarnation,
+    },
+}

@@ -1,0 +1,3 @@
+//! The storage node's program.
+
+fn main() {}

@@ -1,0 +1,70 @@
+//! The device under a shard's store: one trait, so that "the bytes that survive a crash" can be tested in memory.
+//!
+//! Operations go in with their buffer and come out, by [`Device::reap`], with the same buffer: whoever waits may
+//! disappear, the buffer stays here until the kernel is done with it. All offsets are relative to the shard's region
+//! and, like all lengths, multiples of 4 KiB.
+
+use std::os::fd::RawFd;
+
+/// What the caller calls an operation; comes back with its completion.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Tag(pub u64);
+
+/// An operation on a device. `B` is its aligned buffer ([`buffer::AlignedBuf`]).
+#[derive(Debug)]
+pub enum Operation {
+    /// Fill the whole buffer from `offset`.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// Filled when done.
+        buffer: buffer::AlignedBuf,
+    },
+    /// Write the whole buffer at `offset`.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// Given back when done.
+        buffer: buffer::AlignedBuf,
+        /// Complete only when it survives power loss.
+        durable: bool,
+    },
+    /// Complete only when every write completed before this was submitted survives power loss.
+    Flush,
+}
+
+/// How an operation ended.
+#[derive(Debug)]
+pub struct Completion {
+    /// Whose.
+    pub tag: Tag,
+    /// The operation's buffer, if it had one.
+    pub buffer: Option<buffer::AlignedBuf>,
+    /// A short read or write is an error too.
+    pub result: std::io::Result<()>,
+}
+
+/// A shard's part of a device. Operations may complete in any order.
+pub trait Device {
+    /// Bytes of the region.
+    fn len(&self) -> u64;
+
+    /// Whether the region holds nothing.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Queues an operation. Nothing has to start before [`Device::kick`].
+    fn submit(&mut self, tag: Tag, operation: Operation);
+
+    /// Starts what is queued.
+    fn kick(&mut self);
+
+    /// Takes finished operations; never waits.
+    fn reap(&mut self, done: &mut Vec<Completion>);
+
+    /// Readable when `reap` has something to take. `None` where nothing is waited for (memory).
+    fn wake_fd(&self) -> Option<RawFd>;
+}
+
+pub mod buffer;
