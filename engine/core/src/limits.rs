@@ -100,12 +100,13 @@ pub const INVITE_MIN: Span = Span::millis(100);
 /// See [`INVITE_MIN`].
 pub const INVITE_MAX: Span = Span::seconds(5);
 
+const _: () = assert!(usize::BITS == 64, "lengths of 64 bits are used as indices");
 const _: () = assert!(EXTENT_SIZE == BLOCK_SIZE * EXTENT_BLOCKS as u64);
 const _: () = assert!(CHUNK_SIZE.is_multiple_of(EXTENT_SIZE));
 const _: () = assert!(SEGMENT_SIZE_MIN.is_multiple_of(CHUNK_SIZE));
 const _: () = assert!(SEGMENT_SIZE_MAX / BLOCK_SIZE <= u32::MAX as u64, "BlockIndex is a u32");
 const _: () = assert!(REQUEST_BYTES_MAX <= WINDOW_BYTES, "one request always fits an empty window");
-const _: () = assert!(REQUEST_BYTES_MAX as usize <= FRAME_PAYLOAD_MAX);
+const _: () = assert!(REQUEST_BYTES_MAX <= FRAME_PAYLOAD_MAX as u64);
 const _: () = assert!(BEAT_EVERY.0 * 3 < LEASE.0, "a lease survives two lost beats");
 const _: () = assert!(SILENCE.0 >= LEASE.0, "whoever suspects has let his own lease end");
 const _: () = assert!(NODE_SILENCE.0 >= 3 * REPORT_EVERY.0);

@@ -23,6 +23,7 @@ impl core::fmt::Debug for Blocks {
     }
 }
 
+#[allow(clippy::cast_possible_truncation)] // usize has 64 bits (asserted in limits)
 impl Blocks {
     /// Number of blocks.
     #[must_use]
