@@ -8,3 +8,4 @@ pub mod authority;
 pub mod device;
 pub mod gateway;
 pub mod store;
+pub mod wire;

@@ -52,6 +52,12 @@ pub const CLIENT_INFLIGHT_MAX: usize = 256;
 pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
 /// Messages waiting for one connection's socket before its segment's work waits (peers) or it is closed (clients).
 pub const OUTBOX_MAX: usize = 8192;
+/// Bytes waiting for one connection's socket; full like [`OUTBOX_MAX`].
+pub const OUTBOX_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Longest text of a message in bytes; a longer one is cut when sent and does not decode.
+pub const TEXT_BYTES_MAX: usize = 512;
+/// Bytes of a handshake frame's body; a stranger that announces more is closed.
+pub const HELLO_BODY_MAX: usize = 1024;
 /// Extents a candidate asks for at a time.
 pub const COPY_INFLIGHT: usize = 8;
 /// Extents listed in one page of a catch-up list.
@@ -95,6 +101,14 @@ pub const PERMIT_TTL: Span = Span::seconds(30);
 pub const REDIAL_MIN: Span = Span::millis(20);
 /// See [`REDIAL_MIN`].
 pub const REDIAL_MAX: Span = Span::millis(2000);
+/// A connection whose handshake is not done by then is closed.
+pub const HELLO_DEADLINE: Span = Span::millis(3000);
+/// A frame whose first byte came this long ago and which is not whole closes its connection.
+pub const FRAME_DEADLINE: Span = Span::seconds(10);
+/// A connection that takes no byte of what waits for it for this long is closed.
+pub const WRITE_STALL_MAX: Span = Span::seconds(10);
+/// A host that acknowledges nothing for this long is gone: the kernel closes the connection.
+pub const SOCKET_SILENCE_MAX: Span = Span::seconds(10);
 /// First and longest pause between attempts to bring a former member back.
 pub const INVITE_MIN: Span = Span::millis(100);
 /// See [`INVITE_MIN`].
@@ -107,6 +121,9 @@ const _: () = assert!(SEGMENT_SIZE_MIN.is_multiple_of(CHUNK_SIZE));
 const _: () = assert!(SEGMENT_SIZE_MAX / BLOCK_SIZE <= u32::MAX as u64, "BlockIndex is a u32");
 const _: () = assert!(REQUEST_BYTES_MAX <= WINDOW_BYTES, "one request always fits an empty window");
 const _: () = assert!(REQUEST_BYTES_MAX <= FRAME_PAYLOAD_MAX as u64);
+const _: () =
+    assert!(OUTBOX_BYTES_MAX >= 2 * (FRAME_PAYLOAD_MAX + FRAME_BODY_MAX), "a largest frame never waits for ever");
+const _: () = assert!((FRAME_PAYLOAD_MAX as u64).is_multiple_of(BLOCK_SIZE) && TEXT_BYTES_MAX < HELLO_BODY_MAX);
 const _: () = assert!(BEAT_EVERY.0 * 3 < LEASE.0, "a lease survives two lost beats");
 const _: () = assert!(SILENCE.0 >= LEASE.0, "whoever suspects has let his own lease end");
 const _: () = assert!(NODE_SILENCE.0 >= 3 * REPORT_EVERY.0);

@@ -1,0 +1,267 @@
+//! Field by field, the order in which every message is written. Changing a line here changes the protocol: version,
+//! golden frames and docs/protocol.md change with it.
+//!
+//! Patterns name every field, so a field added to a message and forgotten here does not compile.
+
+use engine_core::config::Config;
+use engine_core::ids::{
+    BlockIndex, BootCount, BootId, ClusterId, DeviceId, Epoch, ExtentIndex, Generation, Incarnation, NodeId, PermitId,
+    RequestId, Revision, SegmentId, Seq, Session, VolumeId,
+};
+use engine_core::message::{
+    CopyReport, Decision, FromAuthority, Lane, NodeAddress, Op, Outcome, Peer, PeerMessage, Refusal, Registration,
+    ReplicaReport, Reply, Report, Request, Settings, ToAuthority,
+};
+use engine_core::record::{Change, Entry, ExtentCopy, Standing};
+use engine_core::time::{Span, Time};
+
+use super::super::hello::{Hello, Network, Reject, Welcome, Who};
+use super::{Malformed, Reader, Wire, Writer};
+
+#[cfg(test)]
+use super::sample::{Sample, pick};
+
+macro_rules! numbers {
+    ($($type:ident),* $(,)?) => {$(
+        impl Wire for $type {
+            fn put(&self, to: &mut Writer) {
+                self.0.put(to);
+            }
+
+            fn get(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+                Wire::get(from).map(Self)
+            }
+        }
+
+        #[cfg(test)]
+        impl Sample for $type {
+            fn sample(random: &mut engine_core::random::Random) -> Self {
+                Self(Sample::sample(random))
+            }
+        }
+    )*};
+}
+
+macro_rules! fields {
+    ($($type:ident { $($field:ident),* $(,)? })*) => {$(
+        impl Wire for $type {
+            fn put(&self, to: &mut Writer) {
+                let Self { $($field),* } = self;
+                $($field.put(to);)*
+            }
+
+            fn get(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+                Ok(Self { $($field: Wire::get(from)?),* })
+            }
+        }
+
+        #[cfg(test)]
+        impl Sample for $type {
+            fn sample(random: &mut engine_core::random::Random) -> Self {
+                Self { $($field: Sample::sample(random)),* }
+            }
+        }
+    )*};
+}
+
+macro_rules! variants {
+    ($($type:ident { $($tag:literal = $name:ident $({ $($field:ident),* })? $(( $($at:tt : $item:ident),* ))?),* $(,)? })*) => {$(
+        impl Wire for $type {
+            fn put(&self, to: &mut Writer) {
+                match self {
+                    $(Self::$name { $($($field),*)? $($($at: $item),*)? } => {
+                        to.bytes(&[$tag]);
+                        $($($field.put(to);)*)?
+                        $($($item.put(to);)*)?
+                    })*
+                }
+            }
+
+            fn get(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+                Ok(match u8::get(from)? {
+                    $($tag => Self::$name {
+                        $($($field: Wire::get(from)?),*)?
+                        $($($at: Wire::get(from)?),*)?
+                    },)*
+                    _ => return Err(Malformed(concat!("unknown ", stringify!($type)))),
+                })
+            }
+        }
+
+        #[cfg(test)]
+        impl Sample for $type {
+            const VARIANTS: &'static [&'static str] = &[$(stringify!($name)),*];
+
+            fn sample(random: &mut engine_core::random::Random) -> Self {
+                let name = pick(Self::VARIANTS, random);
+                Self::sample_variant(name, random)
+            }
+
+            fn sample_variant(name: &str, random: &mut engine_core::random::Random) -> Self {
+                $(if name == stringify!($name) {
+                    return Self::$name {
+                        $($($field: Sample::sample(random)),*)?
+                        $($($at: Sample::sample(random)),*)?
+                    };
+                })*
+                let _ = random; // unused where no variant has a field
+                panic!("no variant {name}")
+            }
+        }
+    )*};
+}
+
+numbers!(
+    VolumeId,
+    Incarnation,
+    Epoch,
+    Seq,
+    Generation,
+    Session,
+    RequestId,
+    BootCount,
+    Revision,
+    BlockIndex,
+    ExtentIndex,
+    PermitId,
+    ClusterId,
+    DeviceId,
+    BootId,
+    Time,
+    Span,
+);
+
+impl Wire for NodeId {
+    fn put(&self, to: &mut Writer) {
+        self.0.put(to);
+    }
+
+    fn get(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        match u16::get(from)? {
+            0 => Err(Malformed("node id 0")),
+            number => Ok(Self(number)),
+        }
+    }
+}
+
+impl Wire for ExtentCopy {
+    fn put(&self, to: &mut Writer) {
+        let Self { extent, stamp, present, blocks } = self;
+        extent.put(to);
+        stamp.put(to);
+        present.put(to);
+        blocks.put(to);
+    }
+
+    fn get(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let copy = Self {
+            extent: Wire::get(from)?,
+            stamp: Wire::get(from)?,
+            present: Wire::get(from)?,
+            blocks: Wire::get(from)?,
+        };
+        if copy.present.count_ones() != copy.blocks.count() {
+            return Err(Malformed("an extent whose blocks are not those it says are present"));
+        }
+        Ok(copy)
+    }
+}
+
+fields! {
+    SegmentId { volume, index }
+    Config {
+        segment, incarnation, epoch, primary, members, candidates, electable, former, generation, copies, min_copies,
+        extents,
+    }
+    Entry { epoch, seq, change }
+    PeerMessage { segment, incarnation, body }
+    Request { segment, epoch, generation, session, request, op }
+    Reply { segment, epoch, session, request, outcome }
+    NodeAddress { node, primary, replication, shards }
+    Registration { address, zone, device, boot, capacity, revision }
+    ReplicaReport { segment, incarnation, epoch }
+    CopyReport { segment, full, copied, left }
+    Report { booked, used, replicas, serving, not_serving, copies, copied_bytes, corrupt_blocks }
+    Settings { grace }
+    Hello { cluster, who }
+    Welcome { cluster, node, boot, shards }
+    Reject { reason }
+}
+
+variants! {
+    Lane { 0 = Live, 1 = Bulk }
+    Network { 0 = Primary, 1 = Replication }
+    Who { 0 = Node { id, boot, shards, lane, network }, 1 = Client { name } }
+    Change { 0 = Nothing, 1 = Write { block, blocks }, 2 = Zero { block, count } }
+    Standing { 0 = Member, 1 = Candidate { base }, 2 = Joining, 3 = Stale { base } }
+    Peer {
+        1 = Prepare { commit, entry },
+        2 = PrepareAck { epoch, durable },
+        3 = Refused { promised, config },
+        4 = Beat { epoch, commit, sent },
+        5 = BeatAck { epoch, sent, durable },
+        6 = Seal { epoch, from },
+        7 = Promise { epoch, log_epoch, last, commit, lease_left },
+        8 = StillHeard { epoch },
+        9 = Begin { config, lease_left },
+        10 = Advance { config, log_epoch, commit, sent },
+        11 = Reconcile { config, commit, sent, part, last, entries },
+        12 = Adopted { epoch, log_epoch, last, commit, sent },
+        13 = Invite { config },
+        14 = Held { epoch, standing },
+        15 = Stream { epoch, first },
+        16 = CopyList { epoch, above, from },
+        17 = CopyPage { epoch, from, listed, next },
+        18 = CopyGet { epoch, extent },
+        19 = CopyData { epoch, copy },
+        20 = CopyFailed { epoch, extent },
+        21 = CaughtUp { epoch, durable, copied },
+    }
+    Op {
+        1 = Read { block, count },
+        2 = Write(0: change),
+        3 = Allocation { block, count },
+        4 = Locate,
+        5 = Peek { block, count },
+    }
+    Outcome {
+        1 = Written,
+        2 = Data(0: blocks),
+        3 = Allocation(0: runs),
+        4 = Located(0: config),
+        5 = Refused(0: refusal),
+    }
+    Refusal {
+        1 = NotPrimary(0: config),
+        2 = Fenced(0: generation),
+        3 = Busy,
+        4 = OldSession,
+        5 = Unknown,
+        6 = Malformed,
+        7 = Corrupt(0: block),
+    }
+    ToAuthority {
+        1 = Register(0: registration),
+        2 = Replicas { part, last },
+        3 = Report(0: report),
+        4 = Propose { expected, config, promised },
+        5 = PermitAsk { segment, epoch },
+        6 = PermitEnd { segment, permit },
+        7 = FenceDone { segment, generation },
+        8 = Created { segment, incarnation, result },
+        9 = Reserved { permit, segment, granted },
+        10 = Released { segment, incarnation },
+    }
+    Decision { 1 = Installed(0: config), 2 = Conflict(0: config), 3 = Denied(0: config, 1: reason), 4 = Unknown(0: segment) }
+    FromAuthority {
+        1 = Registered { settings, revision },
+        2 = RegisterRefused(0: reason),
+        3 = Nodes(0: nodes),
+        4 = Decided(0: decision),
+        5 = Create { config },
+        6 = Reserve { permit, segment, extents },
+        7 = Granted { segment, permit, target },
+        8 = Fence { segment, generation },
+        9 = Release { segment, incarnation },
+    }
+}
