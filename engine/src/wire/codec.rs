@@ -4,6 +4,7 @@
 //! allocated, nothing panics, nothing may be left over. Block data is not in the body: it is taken from the payload,
 //! as slices of the one buffer it was received into.
 
+pub(super) mod frame;
 mod types;
 
 #[cfg(test)]
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use engine_core::limits::{BLOCK_SIZE, FRAME_BODY_MAX, FRAME_PAYLOAD_MAX, LIST_MAX, TEXT_BYTES_MAX};
 use engine_core::record::Blocks;
 
-use super::frame::{HEADER_LEN, Header, Kind};
+use frame::{HEADER_LEN, Header, Kind};
 
 #[allow(clippy::cast_possible_truncation)] // 4096
 const BLOCK_LEN: usize = BLOCK_SIZE as usize;

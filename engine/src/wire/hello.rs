@@ -13,8 +13,8 @@ use engine_core::limits::HELLO_DEADLINE;
 use engine_core::message::Lane;
 use tokio::net::TcpStream;
 
+use super::codec::frame::{Kind, VERSION};
 use super::codec::{Wire, decode, encode};
-use super::frame::{Kind, VERSION};
 use super::link::{Halves, Link, Stream, write_frame};
 use super::{Malformed, WireError};
 

@@ -21,8 +21,8 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::codec::frame::{HEADER_LEN, Header, Kind};
 use super::codec::{Frame, decode, encode};
-use super::frame::{HEADER_LEN, Header, Kind};
 use super::{Malformed, Message, Unsendable, WireError};
 use crate::device::buffer::AlignedBuf;
 

@@ -8,7 +8,6 @@
 //! What is said over it, byte by byte: docs/protocol.md, `codec/types.rs`.
 
 mod codec;
-mod frame;
 mod hello;
 mod link;
 
@@ -17,8 +16,8 @@ mod tests;
 
 use engine_core::message::{FromAuthority, PeerMessage, Reply, Request, ToAuthority};
 
+pub use codec::frame::{HEADER_LEN, MAGIC, VERSION, looks_like_wire};
 pub use codec::{Malformed, Unsendable};
-pub use frame::{HEADER_LEN, MAGIC, VERSION, looks_like_wire};
 pub use hello::{Hello, Local, Network, Welcome, Who, accept, accept_if, dial, greet};
 pub use link::{Inbound, Link, Outbox, SendError, Stream};
 

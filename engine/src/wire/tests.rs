@@ -15,9 +15,9 @@ use engine_core::record::{Blocks, Change};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+use super::codec::frame::{Header, Kind};
 use super::codec::sample::Sample;
 use super::codec::{Frame, Wire, decode, encode};
-use super::frame::{Header, Kind};
 use super::hello::Reject;
 use super::*;
 

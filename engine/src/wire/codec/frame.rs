@@ -7,7 +7,8 @@
 
 use engine_core::limits::{BLOCK_SIZE, FRAME_BODY_MAX, FRAME_PAYLOAD_MAX};
 
-use super::{Malformed, WireError};
+use super::Malformed;
+use crate::wire::WireError;
 
 /// First bytes of every frame. Not ASCII in front, so no HTTP request can begin like it.
 pub const MAGIC: [u8; 4] = [0xB7, b'B', b'R', b'K'];
@@ -19,7 +20,7 @@ pub const HEADER_LEN: usize = 24;
 /// What a frame's body is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub(super) enum Kind {
+pub(in crate::wire) enum Kind {
     /// First frame of whoever dialled.
     Hello = 1,
     /// Answer to a hello: come in.
@@ -56,7 +57,7 @@ impl Kind {
 
 /// A checked header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Header {
+pub(in crate::wire) struct Header {
     /// What the body is.
     pub kind: Kind,
     /// Bytes of the body; at most [`FRAME_BODY_MAX`].
@@ -71,7 +72,7 @@ impl Header {
     /// Its bytes.
     #[must_use]
     #[allow(clippy::cast_possible_truncation)] // both lengths are far below 4 GiB
-    pub(super) fn to_bytes(self) -> [u8; HEADER_LEN] {
+    pub(in crate::wire) fn to_bytes(self) -> [u8; HEADER_LEN] {
         assert!(self.body_len <= FRAME_BODY_MAX && self.payload_len <= FRAME_PAYLOAD_MAX);
         let mut bytes = [0; HEADER_LEN];
         bytes[0..4].copy_from_slice(&MAGIC);
@@ -86,7 +87,7 @@ impl Header {
     }
 
     /// Reads and checks a header. Magic and version come first: they stay where they are in every version.
-    pub(super) fn from_bytes(bytes: &[u8; HEADER_LEN]) -> Result<Self, WireError> {
+    pub(in crate::wire) fn from_bytes(bytes: &[u8; HEADER_LEN]) -> Result<Self, WireError> {
         if bytes[0..4] != MAGIC {
             return Err(Malformed("not a frame of this protocol").into());
         }
