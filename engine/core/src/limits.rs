@@ -64,6 +64,16 @@ pub const COPY_INFLIGHT: usize = 8;
 pub const COPY_PAGE: usize = 1024;
 /// Data connections a gateway serves at a time; one more is closed.
 pub const NBD_CONNECTIONS_MAX: usize = 64;
+/// Bytes of the smallest range an NBD client can name; another alignment is refused.
+pub const NBD_SECTOR: u64 = 512;
+/// Requests of one NBD connection in flight; at the bound it is not read from.
+pub const NBD_REQUESTS_MAX: usize = 128;
+/// Bytes of data of one NBD connection in flight, and of its largest request; at the bound it is not read from.
+pub const NBD_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Bytes of an NBD option's data; a longer one is skipped and refused.
+pub const NBD_OPTION_BYTES_MAX: u32 = 64 * 1024;
+/// Runs in one answer about what is allocated; the client asks for the rest.
+pub const NBD_EXTENTS_MAX: usize = 8192;
 /// Permits running at once in one zone; further asks are parked.
 pub const PERMITS_PER_ZONE: usize = 8;
 /// Permits running at once with one node as source; further asks are parked.
@@ -113,6 +123,10 @@ pub const SOCKET_SILENCE_MAX: Span = Span::seconds(10);
 pub const INVITE_MIN: Span = Span::millis(100);
 /// See [`INVITE_MIN`].
 pub const INVITE_MAX: Span = Span::seconds(5);
+/// An NBD handshake that takes longer ends with the connection closed.
+pub const NBD_HANDSHAKE: Span = Span::seconds(10);
+/// How long a closing NBD connection waits for its client to take the replies, and a stopping server for its requests.
+pub const NBD_FAREWELL: Span = Span::seconds(5);
 
 const _: () = assert!(usize::BITS == 64, "lengths of 64 bits are used as indices");
 const _: () = assert!(EXTENT_SIZE == BLOCK_SIZE * EXTENT_BLOCKS as u64);
@@ -129,3 +143,7 @@ const _: () = assert!(SILENCE.0 >= LEASE.0, "whoever suspects has let his own le
 const _: () = assert!(NODE_SILENCE.0 >= 3 * REPORT_EVERY.0);
 const _: () = assert!(PERMITS_PER_TARGET <= PERMITS_PER_ZONE && PERMITS_PER_SOURCE <= PERMITS_PER_ZONE);
 const _: () = assert!(REPORT_SEGMENTS_MAX <= LIST_MAX && COPY_PAGE <= LIST_MAX && WINDOW_ENTRIES <= LIST_MAX);
+const _: () = assert!(NBD_BYTES_MAX >= REQUEST_BYTES_MAX && NBD_BYTES_MAX <= u32::MAX as u64 / 2);
+const _: () = assert!(NBD_BYTES_MAX.is_multiple_of(BLOCK_SIZE), "a connection's bytes are counted in blocks");
+const _: () =
+    assert!(8 * NBD_EXTENTS_MAX as u64 <= NBD_BYTES_MAX, "an answer about allocation fits an empty connection");

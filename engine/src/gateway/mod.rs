@@ -1,5 +1,8 @@
 //! Serving a volume to programs: an NBD server over anything that can be exported.
 
+pub mod memory;
+pub mod nbd;
+
 use bytes::Bytes;
 
 /// Why an exported volume did not do what was asked.
