@@ -7,11 +7,14 @@
 extern crate alloc;
 
 pub mod config;
+pub mod epoch;
 pub mod ids;
 pub mod layout;
+pub mod lease;
 pub mod limits;
 pub mod message;
 pub mod random;
 pub mod record;
+pub mod remirror;
 pub mod replica;
 pub mod time;

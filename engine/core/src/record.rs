@@ -48,8 +48,9 @@ impl Blocks {
     /// Data of block `index`.
     #[must_use]
     pub fn block(&self, index: u32) -> Bytes {
-        let at = index as usize * BLOCK_SIZE as usize;
-        self.data.slice(at..at + BLOCK_SIZE as usize)
+        const LEN: usize = 4096;
+        let at = index as usize * LEN;
+        self.data.slice(at..at + LEN)
     }
 }
 
@@ -133,7 +134,10 @@ pub enum Standing {
         base: Seq,
     },
     /// Caught up and acknowledging live writes; becomes a member with the configuration that says so (I10).
-    Joining,
+    Joining {
+        /// Everything up to here is in it and committed, whatever its log says: a candidate's log may have gaps below.
+        base: Seq,
+    },
     /// Lost its place, or recovered less than it may have acknowledged: only catch-up from `base` brings it back (I9).
     Stale {
         /// Everything committed up to here is in it.

@@ -98,7 +98,7 @@ pub enum Input {
 }
 
 /// What a replica wants to hear when a write of its own is durable. Never leaves the node.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Durable {
     /// As primary: own copy of the log is durable up to here.
     Log {

@@ -193,7 +193,7 @@ variants! {
     Network { 0 = Primary, 1 = Replication }
     Who { 0 = Node { id, boot, shards, lane, network }, 1 = Client { name } }
     Change { 0 = Nothing, 1 = Write { block, blocks }, 2 = Zero { block, count } }
-    Standing { 0 = Member, 1 = Candidate { base }, 2 = Joining, 3 = Stale { base } }
+    Standing { 0 = Member, 1 = Candidate { base }, 2 = Joining { base }, 3 = Stale { base } }
     Peer {
         1 = Prepare { commit, entry },
         2 = PrepareAck { epoch, durable },

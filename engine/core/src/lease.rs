@@ -1,0 +1,86 @@
+//! Leases between members of a segment (I7, I8): the right of a primary to answer reads.
+//!
+//! A backup that renews a lease says: until it ends I help nobody else to answer reads. A primary needs the leases of
+//! *all* other members, so one member that stopped renewing is enough to make its reads end in time. The holder counts
+//! from the moment it asked and subtracts the stated drift; the granter counts from the moment it answered: the holder's
+//! end always comes first. Write safety never depends on any of this.
+
+use alloc::collections::BTreeMap;
+
+use crate::ids::NodeId;
+use crate::limits::{DRIFT_PER_MILLE, LEASE};
+use crate::time::{Span, Time};
+
+/// Leases a primary holds.
+#[derive(Debug, Clone, Default)]
+pub struct Held {
+    until: BTreeMap<NodeId, Time>,
+}
+
+impl Held {
+    /// A member renewed in answer to what was sent at `sent` by the own clock.
+    pub fn renew(&mut self, from: NodeId, sent: Time) {
+        let until = sent + Span(LEASE.0 - LEASE.0 / 1000 * DRIFT_PER_MILLE);
+        let held = self.until.entry(from).or_insert(until);
+        *held = until.max(*held);
+    }
+
+    /// Whether every one of `others` still helps nobody else.
+    pub fn covers(&self, mut others: impl Iterator<Item = NodeId>, now: Time) -> bool {
+        others.all(|node| self.until.get(&node).is_some_and(|until| now < *until))
+    }
+}
+
+/// The leases a member gave: to its present primary, and what still runs of those before.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Granted {
+    to: Option<NodeId>,
+    until: Time,
+    before: Time,
+}
+
+impl Granted {
+    /// Renewed just now, to this primary.
+    pub fn renew(&mut self, to: NodeId, now: Time) {
+        if self.to != Some(to) {
+            self.before = self.before.max(self.until);
+            self.to = Some(to);
+        }
+        self.until = now + LEASE;
+    }
+
+    /// How long any primary may still answer reads by leases of this member. What was given to `restarted`, whose
+    /// process is a new one, died with the old process.
+    #[must_use]
+    pub fn left(&self, restarted: Option<NodeId>, now: Time) -> Span {
+        let latest = if restarted.is_some() && restarted == self.to { Time(0) } else { self.until };
+        latest.max(self.before).since(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_stops_before_the_granter_forgets() {
+        let (mut held, mut granted) = (Held::default(), Granted::default());
+        let asked = Time(1_000);
+        let answered = asked + Span::millis(3);
+        granted.renew(NodeId(1), answered);
+        held.renew(NodeId(2), asked);
+        let end = answered + granted.left(None, answered);
+        assert!(!held.covers([NodeId(2)].into_iter(), end - Span::millis(1)));
+        assert!(held.covers([NodeId(2)].into_iter(), asked + Span::millis(100)));
+        assert!(!held.covers([NodeId(2), NodeId(3)].into_iter(), asked), "all members, not some");
+    }
+
+    #[test]
+    fn a_new_primary_does_not_hide_the_lease_of_the_one_before() {
+        let mut granted = Granted::default();
+        granted.renew(NodeId(1), Time(0));
+        granted.renew(NodeId(2), Time(10));
+        assert_eq!(granted.left(None, Time(10)), LEASE);
+        assert_eq!(granted.left(Some(NodeId(2)), Time(10)), Span(LEASE.0 - 10), "what the first was given still runs");
+    }
+}

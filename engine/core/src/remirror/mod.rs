@@ -1,0 +1,3 @@
+//! When to reconnect, when to search, when to stop. Here so far: pauses between attempts.
+
+pub mod backoff;

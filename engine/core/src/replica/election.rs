@@ -1,0 +1,201 @@
+//! Standing for election: durable promises from the members, then one compare-and-swap at the authority (I1, I9).
+//!
+//! Whoever runs the election need not win it: the member with the best tail becomes primary, so nothing has to be
+//! fetched before the log is common again.
+
+use alloc::collections::BTreeMap;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::follower::Follower;
+use super::io::{Durable, Effect, Effects};
+use super::{Replica, Role};
+use crate::config::Config;
+use crate::epoch;
+use crate::ids::{Epoch, NodeId, Seq};
+use crate::limits::{PROPOSAL_RETRY, SEAL_WAIT, SILENCE};
+use crate::message::{Decision, Peer, ToAuthority};
+use crate::time::{Span, Time};
+
+/// An election this member runs.
+#[derive(Debug)]
+pub(super) struct Election {
+    epoch: Epoch,
+    began: Time,
+    promises: BTreeMap<NodeId, Promised>,
+    proposed: Option<Time>,
+}
+
+/// What a member said with its promise.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Promised {
+    pub(super) log_epoch: Epoch,
+    pub(super) last: Seq,
+    pub(super) lease_left: Span,
+}
+
+/// How long after an election that came to nothing before the next one.
+const PAUSE: Span = Span::millis(100);
+
+impl Replica {
+    pub(super) fn stand_for_election(&mut self, now: Time, effects: &mut Effects) {
+        let wanted = epoch::higher(self.meta.promised, self.meta.config.epoch.next());
+        // A promise above the next epoch was given for a configuration this replica never heard of: the authority's
+        // answer to a proposal brings it.
+        self.role = Role::Electing(Election { epoch: wanted, began: now, promises: BTreeMap::new(), proposed: None });
+        self.meta.promised = wanted;
+        effects.persist(vec![self.state_record()]).then_feed(Durable::Promise(wanted));
+        for node in self.voters() {
+            self.send_seal(node, wanted, effects);
+        }
+    }
+
+    fn voters(&self) -> Vec<NodeId> {
+        self.meta.config.electable.iter().copied().filter(|node| *node != self.node).collect()
+    }
+
+    fn send_seal(&self, to: NodeId, wanted: Epoch, effects: &mut Effects) {
+        effects.send(to, Peer::Seal { epoch: wanted, from: self.meta.config.epoch });
+    }
+
+    pub(super) fn election_peer_up(&self, node: NodeId, effects: &mut Effects) {
+        let Role::Electing(election) = &self.role else { return };
+        if election.proposed.is_none() && self.meta.config.electable.contains(&node) {
+            self.send_seal(node, election.epoch, effects);
+        }
+    }
+
+    pub(super) fn on_own_promise(&mut self, now: Time, promised: Epoch, effects: &mut Effects) {
+        let lease_left = self.granted.left(None, now);
+        let own = Promised { log_epoch: self.meta.log_epoch, last: self.log.last(), lease_left };
+        self.on_promise(now, self.node, promised, own, effects);
+    }
+
+    pub(super) fn on_promise(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        promised: Epoch,
+        promise: Promised,
+        effects: &mut Effects,
+    ) {
+        let Role::Electing(election) = &mut self.role else { return };
+        if election.epoch == promised && election.proposed.is_none() && self.meta.config.electable.contains(&from) {
+            election.promises.insert(from, promise);
+            self.election_tick(now, effects);
+        }
+    }
+
+    pub(super) fn on_still_heard(&mut self, now: Time, wanted: Epoch) {
+        let Role::Electing(election) = &self.role else { return };
+        if election.epoch == wanted && election.proposed.is_none() {
+            self.give_up_election(now, PAUSE);
+        }
+    }
+
+    fn give_up_election(&mut self, now: Time, pause: Span) {
+        self.role = Role::Follower(Follower::patient(now, now + pause));
+    }
+
+    pub(super) fn election_tick(&mut self, now: Time, effects: &mut Effects) {
+        let Role::Electing(election) = &self.role else { return };
+        if let Some(proposed) = election.proposed {
+            // The authority may be away: begin anew, with what the members say by then.
+            if now.since(proposed) > PROPOSAL_RETRY {
+                self.stand_for_election(now, effects);
+            }
+            return;
+        }
+        let own = election.promises.contains_key(&self.node);
+        let everybody = election.promises.len() == self.meta.config.electable.len();
+        let waited = now.since(election.began);
+        // Fewer than may commit are proposed late only: the others may be on their way back.
+        let enough = election.promises.len() >= usize::from(self.meta.config.min_copies);
+        let patience = if enough { SEAL_WAIT } else { SILENCE };
+        if own && (everybody || waited >= patience) {
+            self.propose_election(now, effects);
+        }
+    }
+
+    fn propose_election(&mut self, now: Time, effects: &mut Effects) {
+        let Role::Electing(election) = &mut self.role else { return };
+        let promises = &election.promises;
+        // I9: the tail with the highest (epoch, sequence); among equals whoever ran, to save a message.
+        let rank =
+            |node: NodeId| promises.get(&node).map(|p| (epoch::tail_rank(p.log_epoch, p.last), node == self.node));
+        let members: Vec<NodeId> =
+            self.meta.config.electable.iter().copied().filter(|node| promises.contains_key(node)).collect();
+        let Some(primary) = members.iter().copied().max_by_key(|node| rank(*node)) else { return };
+        let old = &self.meta.config;
+        let config = Config {
+            epoch: old.epoch.next(),
+            primary,
+            candidates: old.candidates.iter().copied().filter(|node| !members.contains(node)).collect(),
+            members,
+            ..old.clone()
+        };
+        election.proposed = Some(now);
+        effects.push(Effect::Authority(ToAuthority::Propose { expected: old.epoch, config, promised: true }));
+    }
+
+    pub(super) fn election_decided(&mut self, now: Time, decision: Decision, effects: &mut Effects) {
+        let Role::Electing(election) = &self.role else { return };
+        match decision {
+            Decision::Installed(config) if epoch::supersedes(&config, &self.meta.config) => {
+                // One member that stopped renewing ends the old primary's reads: the shortest rest counts (I7).
+                let lease_left = election.promises.values().map(|p| p.lease_left).min().unwrap_or(crate::limits::LEASE);
+                if config.primary == self.node {
+                    return self.begin(now, config, lease_left, effects);
+                }
+                effects.send(config.primary, Peer::Begin { config: config.clone(), lease_left });
+                self.give_up_election(now, Span::ZERO);
+                self.learn(now, config, effects);
+            }
+            Decision::Installed(_) | Decision::Unknown(_) => self.give_up_election(now, SILENCE),
+            Decision::Conflict(config) => {
+                self.give_up_election(now, PAUSE);
+                self.learn(now, config, effects);
+            }
+            Decision::Denied(config, _) => {
+                self.give_up_election(now, Span(PAUSE.0 * 5));
+                self.learn(now, config, effects);
+            }
+        }
+    }
+
+    /// Somebody else ran the election and this member has the best tail.
+    pub(super) fn on_begin(&mut self, now: Time, config: Config, lease_left: Span, effects: &mut Effects) {
+        let names_me = config.primary == self.node && config.is_member(self.node);
+        if names_me && self.is_trusted() && epoch::supersedes(&config, &self.meta.config) {
+            if let Role::Primary(_) = self.role {
+                self.step_down(effects);
+            }
+            self.begin(now, config, lease_left, effects);
+        }
+    }
+
+    /// A member or a primary refused: it promised more, or knows a later configuration.
+    pub(super) fn on_refused(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        promised: Epoch,
+        config: Option<Config>,
+        effects: &mut Effects,
+    ) {
+        if let Some(config) = config.filter(|config| epoch::supersedes(config, &self.meta.config)) {
+            return self.learn(now, config, effects);
+        }
+        match &self.role {
+            Role::Electing(election) if election.proposed.is_none() && epoch::is_stale(election.epoch, promised) => {
+                // It promised an epoch that came to nothing; the next election asks for that one.
+                self.meta.promised = epoch::higher(self.meta.promised, promised);
+                self.give_up_election(now, PAUSE);
+            }
+            Role::Primary(_) if epoch::is_stale(self.meta.config.epoch, promised) => {
+                self.on_member_sealed(now, from, effects);
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,530 @@
+//! A primary's care for its set: who is lost, who comes back, who is new.
+//!
+//! Intuition: the primary keeps one wish, the next configuration, computed afresh from what it sees (`wanted_config`), and
+//! at most one proposal of it at the authority. A lost member is left out (I5), a former one is invited back before
+//! anybody is searched for (R5), a candidate that holds everything is let in (I10).
+
+use alloc::collections::BTreeMap;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::io::{Durable, Effect, Effects};
+use super::{Replica, Role};
+use crate::config::Config;
+use crate::epoch;
+use crate::ids::{Epoch, NodeId, PermitId, Seq};
+use crate::limits::{BEAT_EVERY, FRAME_PAYLOAD_MAX, INVITE_MAX, INVITE_MIN, LEASE, PREPARE_DEADLINE, PROPOSAL_RETRY};
+use crate::message::{Decision, Peer, ToAuthority};
+use crate::record::{Entry, Standing};
+use crate::remirror::backoff::Backoff;
+use crate::time::{Span, Time};
+
+/// A candidate that says nothing for this long is given up.
+const CANDIDATE_SILENCE: Span = Span::seconds(10);
+/// Pause between asks for a permit, and after a denied proposal.
+const ASK_AGAIN: Span = Span::millis(1000);
+/// Entries in one part of a reconciliation.
+const PART_ENTRIES: usize = 128;
+
+/// What a primary knows of one other node of its set.
+#[derive(Debug)]
+struct PeerState {
+    /// `None`: a member.
+    join: Option<Join>,
+    /// On this connection it has said where it stands, and everything since was sent on it.
+    synced: bool,
+    /// Last entry it is known to hold durably; `None` until it has adopted this primary's log.
+    acked: Option<Seq>,
+    /// First entry of its stream, as a candidate.
+    first: Seq,
+    /// Last entry sent.
+    sent: Seq,
+    /// Since when it owes an acknowledgement.
+    owes_since: Option<Time>,
+    heard: Time,
+    /// When it was last asked where it stands.
+    asked: Time,
+    /// It lacks what was committed: out, whatever else it says (I9).
+    broken: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Join {
+    /// Told that it is a candidate.
+    Enlisting,
+    /// Gets live writes and copies.
+    Streaming,
+    /// Holds everything: its acknowledgement counts from here on (I10).
+    Joining,
+}
+
+/// Members and candidates of the configuration, without the primary.
+#[derive(Debug)]
+pub(super) struct Peers(BTreeMap<NodeId, PeerState>);
+
+impl Peers {
+    pub(super) fn new(config: &Config, own: NodeId, now: Time) -> Self {
+        let mut peers = Self(BTreeMap::new());
+        peers.follow(config, own, now);
+        peers
+    }
+
+    /// Takes over the lists of a new configuration; what is known of those who stay, stays.
+    fn follow(&mut self, config: &Config, own: NodeId, now: Time) {
+        self.0.retain(|node, _| config.is_member(*node) || config.is_candidate(*node));
+        for node in config.members.iter().filter(|node| **node != own) {
+            self.0.entry(*node).or_insert_with(|| PeerState::new(None, now)).join = None;
+        }
+        for node in &config.candidates {
+            let state = self.0.entry(*node).or_insert_with(|| PeerState::new(Some(Join::Enlisting), now));
+            if state.join.is_none() {
+                *state = PeerState::new(Some(Join::Enlisting), now);
+            }
+        }
+    }
+
+    /// First live entry of a candidate's stream.
+    pub(super) fn stream_of(&self, node: NodeId) -> Option<Seq> {
+        self.0.get(&node).filter(|peer| peer.join.is_some() && peer.streams()).map(|peer| peer.first)
+    }
+
+    /// Last entry that everybody who counts holds; `None` while one of them has not adopted the log.
+    pub(super) fn acked_by_all(&self) -> Option<Seq> {
+        let counting = self.0.values().filter(|peer| matches!(peer.join, None | Some(Join::Joining)));
+        counting.map(|peer| peer.acked).try_fold(Seq(u64::MAX), |lowest, acked| Some(lowest.min(acked?)))
+    }
+
+    /// Who gets an entry that is ordered now; notes that they owe an acknowledgement.
+    pub(super) fn in_stream(&mut self, now: Time, seq: Seq) -> impl Iterator<Item = NodeId> + '_ {
+        self.0.iter_mut().filter(|(_, peer)| peer.streams()).map(move |(node, peer)| {
+            peer.sent = seq;
+            peer.owes_since.get_or_insert(now);
+            *node
+        })
+    }
+
+    /// Notes an acknowledgement; tells whether it counts.
+    pub(super) fn ack(&mut self, from: NodeId, durable: Seq, now: Time) -> bool {
+        let Some(peer) = self.0.get_mut(&from) else { return false };
+        peer.heard = now;
+        if !peer.synced {
+            return false;
+        }
+        if peer.acked.is_none_or(|acked| acked < durable) {
+            peer.acked = Some(durable);
+            peer.owes_since = (durable < peer.sent).then_some(now);
+        }
+        true
+    }
+}
+
+impl PeerState {
+    const fn new(join: Option<Join>, now: Time) -> Self {
+        let (acked, owes_since) = (None, None);
+        Self {
+            join,
+            synced: false,
+            acked,
+            first: Seq(0),
+            sent: Seq(0),
+            owes_since,
+            heard: now,
+            asked: Time(0),
+            broken: false,
+        }
+    }
+
+    fn streams(&self) -> bool {
+        self.synced && !self.broken && self.join != Some(Join::Enlisting)
+    }
+
+    /// Whether a member with this state is lost (I8: the prepare deadline counts, whatever its lease says).
+    fn is_lost(&self, refused: bool, now: Time) -> bool {
+        let late = self.owes_since.is_some_and(|since| now.since(since) >= PREPARE_DEADLINE);
+        self.broken || refused || late || now.since(self.heard) >= LEASE
+    }
+}
+
+/// A primary's plans for its set.
+#[derive(Debug)]
+pub(super) struct Membership {
+    proposal: Option<(Config, Time)>,
+    /// No proposal before this.
+    not_before: Time,
+    /// A member promised a higher epoch that came to nothing: the next one has to be installed all the same.
+    bump: bool,
+    /// To be made candidates.
+    enlist: Vec<NodeId>,
+    invites: BTreeMap<NodeId, Invite>,
+    missing_since: Option<Time>,
+    permit: Option<(PermitId, NodeId)>,
+    asked_at: Option<Time>,
+    beat_at: Time,
+    /// The epoch whose own record is not durable yet: until then nothing is acknowledged in it.
+    pub(super) awaited: Option<Epoch>,
+}
+
+#[derive(Debug)]
+struct Invite {
+    at: Time,
+    backoff: Backoff,
+}
+
+impl Membership {
+    pub(super) fn new(now: Time, epoch: Epoch) -> Self {
+        Self {
+            proposal: None,
+            not_before: now,
+            bump: false,
+            enlist: Vec::new(),
+            invites: BTreeMap::new(),
+            missing_since: None,
+            permit: None,
+            asked_at: None,
+            beat_at: now,
+            awaited: Some(epoch),
+        }
+    }
+}
+
+impl Replica {
+    pub(super) fn primary_tick(&mut self, now: Time, effects: &mut Effects) {
+        self.beat(now, effects);
+        self.ask_unsynced(now, effects);
+        self.invite_former(now, effects);
+        self.ask_permit(now, effects);
+        self.reconsider(now, effects);
+        self.serve(now, effects);
+    }
+
+    fn beat(&mut self, now: Time, effects: &mut Effects) {
+        let (epoch, commit) = (self.meta.config.epoch, self.log.commit());
+        let Role::Primary(primary) = &mut self.role else { return };
+        if now < primary.membership.beat_at {
+            return;
+        }
+        primary.membership.beat_at = now + BEAT_EVERY;
+        for (node, _) in primary.peers.0.iter().filter(|(_, peer)| peer.synced) {
+            effects.send(*node, Peer::Beat { epoch, commit, sent: now });
+        }
+    }
+
+    /// Asks those again who have a connection and have not said where they stand.
+    fn ask_unsynced(&mut self, now: Time, effects: &mut Effects) {
+        let Role::Primary(primary) = &self.role else { return };
+        let silent = |peer: &PeerState| !peer.synced && now.since(peer.asked) >= ASK_AGAIN;
+        let asked: Vec<NodeId> =
+            primary.peers.0.iter().filter(|(_, peer)| silent(peer)).map(|(node, _)| *node).collect();
+        for node in asked {
+            if self.is_up(node) {
+                self.send_advance(now, node, effects);
+            }
+        }
+    }
+
+    pub(super) fn primary_peer_up(&mut self, now: Time, node: NodeId, effects: &mut Effects) {
+        self.unsync(node);
+        let Role::Primary(primary) = &mut self.role else { return };
+        if let Some(invite) = primary.membership.invites.get_mut(&node) {
+            invite.at = now;
+            invite.backoff.reset();
+        }
+        if primary.peers.0.contains_key(&node) {
+            self.send_advance(now, node, effects);
+        } else {
+            self.invite_former(now, effects);
+        }
+    }
+
+    pub(super) fn primary_peer_down(&mut self, now: Time, node: NodeId, effects: &mut Effects) {
+        self.unsync(node);
+        self.reconsider(now, effects);
+    }
+
+    /// What was sent on the old connection may be lost.
+    fn unsync(&mut self, node: NodeId) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        if let Some(peer) = primary.peers.0.get_mut(&node) {
+            peer.synced = false;
+            if peer.join == Some(Join::Streaming) {
+                peer.join = Some(Join::Enlisting);
+            }
+        }
+    }
+
+    pub(super) fn send_advance(&mut self, now: Time, to: NodeId, effects: &mut Effects) {
+        let (config, log_epoch, commit) = (self.meta.config.clone(), self.meta.log_epoch, self.log.commit());
+        if let Role::Primary(primary) = &mut self.role
+            && let Some(peer) = primary.peers.0.get_mut(&to)
+        {
+            peer.asked = now;
+        }
+        effects.send(to, Peer::Advance { config, log_epoch, commit, sent: now });
+    }
+
+    /// Sends the whole log above the commit point, in parts that fit a frame (I9).
+    pub(super) fn send_reconcile(&mut self, now: Time, to: NodeId, effects: &mut Effects) {
+        let commit = self.log.commit();
+        let mut parts: Vec<Vec<Entry>> = vec![Vec::new()];
+        let mut bytes = 0;
+        for entry in self.log.after(commit) {
+            let len = entry.change.data_len();
+            let full = bytes + len > FRAME_PAYLOAD_MAX as u64;
+            if full || parts.last().is_some_and(|part| part.len() >= PART_ENTRIES) {
+                parts.push(Vec::new());
+                bytes = 0;
+            }
+            bytes += len;
+            if let Some(part) = parts.last_mut() {
+                part.push(entry.clone());
+            }
+        }
+        let count = parts.len();
+        for (part, entries) in (0u32..).zip(parts) {
+            let last = part as usize + 1 == count;
+            let config = self.meta.config.clone();
+            effects.send(to, Peer::Reconcile { config, commit, sent: now, part, last, entries });
+        }
+        if let Role::Primary(primary) = &mut self.role
+            && let Some(peer) = primary.peers.0.get_mut(&to)
+        {
+            peer.asked = now;
+        }
+    }
+
+    pub(super) fn on_adopted(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        said: Epoch,
+        log_epoch: Epoch,
+        last: Seq,
+        sent: Time,
+        effects: &mut Effects,
+    ) {
+        let common = self.meta.log_epoch;
+        let (commit, own_last) = (self.log.commit(), self.log.last());
+        if !epoch::is_current(said, &self.meta.config) {
+            return;
+        }
+        let Role::Primary(primary) = &mut self.role else { return };
+        let Some(peer) = primary.peers.0.get_mut(&from) else { return };
+        peer.heard = now;
+        if peer.join.is_some() {
+            return self.stream_to(now, from, effects);
+        }
+        primary.lease.renew(from, sent);
+        if last < commit {
+            // I9: less than it had acknowledged. It leaves first and comes back by catch-up.
+            peer.broken = true;
+            return self.reconsider(now, effects);
+        }
+        if epoch::log_is_behind(log_epoch, common) || last > own_last {
+            return self.send_reconcile(now, from, effects);
+        }
+        if !peer.synced {
+            peer.synced = true;
+            peer.sent = own_last;
+            peer.owes_since = (last < own_last).then_some(now);
+            peer.acked = peer.acked.max(Some(last));
+            for entry in self.log.after(last) {
+                effects.send(from, Peer::Prepare { commit, entry: entry.clone() });
+            }
+        }
+        self.primary_advance(now, effects);
+    }
+
+    /// A candidate has heard of its place: live writes are its own from here on.
+    fn stream_to(&mut self, now: Time, to: NodeId, effects: &mut Effects) {
+        let (epoch, first) = (self.meta.config.epoch, self.log.last().next());
+        let Role::Primary(primary) = &mut self.role else { return };
+        let Some(peer) = primary.peers.0.get_mut(&to) else { return };
+        if peer.join == Some(Join::Enlisting) {
+            *peer = PeerState::new(Some(Join::Streaming), now);
+            peer.synced = true;
+            peer.first = first;
+            peer.sent = self.log.last();
+            effects.send(to, Peer::Stream { epoch, first });
+        }
+    }
+
+    pub(super) fn on_caught_up(&mut self, now: Time, from: NodeId, _said: Epoch, durable: Seq, effects: &mut Effects) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        let Some(peer) = primary.peers.0.get_mut(&from) else { return };
+        if peer.join == Some(Join::Streaming) && peer.synced {
+            // I10: from here on nothing is committed that it does not hold; only then is it proposed.
+            peer.join = Some(Join::Joining);
+            peer.acked = Some(durable);
+            self.reconsider(now, effects);
+        }
+    }
+
+    fn invite_former(&mut self, now: Time, effects: &mut Effects) {
+        let config = self.meta.config.clone();
+        let up: Vec<NodeId> = config.holders().filter(|node| *node != self.node && self.is_up(*node)).collect();
+        let seed = self.random.next_u64();
+        let Role::Primary(primary) = &mut self.role else { return };
+        let invites = &mut primary.membership.invites;
+        let is_out = |node: &NodeId| !config.is_member(*node) && !config.is_candidate(*node);
+        invites.retain(|node, _| is_out(node));
+        for node in up.into_iter().filter(is_out) {
+            let backoff = || Backoff::new(INVITE_MIN, INVITE_MAX, seed ^ u64::from(node.0));
+            let invite = invites.entry(node).or_insert_with(|| Invite { at: now, backoff: backoff() });
+            if invite.at <= now {
+                invite.at = now + invite.backoff.pause();
+                effects.send(node, Peer::Invite { config: config.clone() });
+            }
+        }
+    }
+
+    pub(super) fn on_held(&mut self, now: Time, from: NodeId, standing: Option<Standing>, effects: &mut Effects) {
+        let known = self.meta.config.holders().any(|node| node == from);
+        if known && standing.is_some() {
+            self.enlist(from);
+            self.reconsider(now, effects);
+        }
+    }
+
+    fn enlist(&mut self, node: NodeId) {
+        let config = &self.meta.config;
+        let room = config.missing() > config.candidates.len();
+        let Role::Primary(primary) = &mut self.role else { return };
+        if room && !config.is_member(node) && !config.is_candidate(node) && !primary.membership.enlist.contains(&node) {
+            primary.membership.enlist.push(node);
+        }
+    }
+
+    /// Nobody came back within the grace time: ask for leave to search (DESIGN 7).
+    fn ask_permit(&mut self, now: Time, effects: &mut Effects) {
+        let config = &self.meta.config;
+        let (segment, epoch) = (self.segment, config.epoch);
+        let searching = config.missing() > config.candidates.len();
+        let grace = self.grace;
+        let Role::Primary(primary) = &mut self.role else { return };
+        let plans = &mut primary.membership;
+        if !searching {
+            plans.missing_since = None;
+            return;
+        }
+        let missing = *plans.missing_since.get_or_insert(now);
+        let asked_lately = plans.asked_at.is_some_and(|at| now.since(at) < ASK_AGAIN);
+        if primary.resolved && now.since(missing) >= grace && !asked_lately && plans.permit.is_none() {
+            plans.asked_at = Some(now);
+            effects.push(Effect::Authority(ToAuthority::PermitAsk { segment, epoch }));
+        }
+    }
+
+    pub(super) fn on_granted(&mut self, now: Time, permit: PermitId, target: NodeId, effects: &mut Effects) {
+        let config = &self.meta.config;
+        let wanted = config.missing() > config.candidates.len() && !config.is_member(target);
+        if let Role::Primary(primary) = &mut self.role
+            && wanted
+        {
+            primary.membership.permit = Some((permit, target));
+            self.enlist(target);
+            return self.reconsider(now, effects);
+        }
+        effects.push(Effect::Authority(ToAuthority::PermitEnd { segment: self.segment, permit }));
+    }
+
+    /// A member promised a higher epoch to somebody whose election came to nothing.
+    pub(super) fn on_member_sealed(&mut self, now: Time, _from: NodeId, effects: &mut Effects) {
+        if let Role::Primary(primary) = &mut self.role {
+            primary.membership.bump = true;
+        }
+        self.reconsider(now, effects);
+    }
+
+    /// Proposes the wanted configuration, if there is one and none is under way; repeats one that got no answer.
+    fn reconsider(&mut self, now: Time, effects: &mut Effects) {
+        let wanted = self.wanted_config(now);
+        let expected = self.meta.config.epoch;
+        let Role::Primary(primary) = &mut self.role else { return };
+        let plans = &mut primary.membership;
+        let config = match &plans.proposal {
+            Some((config, sent)) if now.since(*sent) >= PROPOSAL_RETRY => config.clone(),
+            Some(_) => return,
+            None if now < plans.not_before => return,
+            None => match wanted {
+                Some(config) => config,
+                None => return,
+            },
+        };
+        plans.proposal = Some((config.clone(), now));
+        effects.push(Effect::Authority(ToAuthority::Propose { expected, config, promised: false }));
+    }
+
+    /// The configuration this primary would like instead of the present one, if any.
+    fn wanted_config(&self, now: Time) -> Option<Config> {
+        let Role::Primary(primary) = &self.role else { return None };
+        let config = &self.meta.config;
+        let lost =
+            |node: &NodeId| primary.peers.0.get(node).is_some_and(|peer| peer.is_lost(self.is_refused(*node), now));
+        let mut members: Vec<NodeId> = config.members.iter().copied().filter(|node| !lost(node)).collect();
+        let mut candidates = Vec::new();
+        for node in &config.candidates {
+            match primary.peers.0.get(node) {
+                Some(peer) if peer.join == Some(Join::Joining) && primary.resolved => members.push(*node),
+                Some(peer) if now.since(peer.heard) < CANDIDATE_SILENCE => candidates.push(*node),
+                _ => {}
+            }
+        }
+        let room = usize::from(config.copies).saturating_sub(members.len() + candidates.len());
+        let taken = |node: &NodeId| members.contains(node) || candidates.contains(node);
+        let new: Vec<NodeId> =
+            primary.membership.enlist.iter().copied().filter(|node| !taken(node)).take(room).collect();
+        candidates.extend(new);
+        let changes = members != config.members || candidates != config.candidates || primary.membership.bump;
+        changes.then(|| Config { epoch: config.epoch.next(), members, candidates, ..config.clone() })
+    }
+
+    pub(super) fn primary_decided(&mut self, now: Time, decision: Decision, effects: &mut Effects) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        let proposed = primary.membership.proposal.take().map(|(config, _)| config);
+        match decision {
+            Decision::Installed(config)
+                if proposed.is_some_and(|p| p.epoch == config.epoch) && config.primary == self.node =>
+            {
+                self.go_on(now, config, effects);
+            }
+            Decision::Installed(config) | Decision::Conflict(config) => self.learn(now, config, effects),
+            Decision::Denied(config, _) => {
+                primary.membership.not_before = now + ASK_AGAIN;
+                primary.membership.enlist.clear();
+                self.learn(now, config, effects);
+            }
+            Decision::Unknown(_) => primary.membership.not_before = now + ASK_AGAIN,
+        }
+    }
+
+    /// The same primary and log in the next epoch.
+    fn go_on(&mut self, now: Time, config: Config, effects: &mut Effects) {
+        let before = core::mem::replace(&mut self.meta.config, config.clone());
+        self.adopt_config(config);
+        let epoch = self.meta.config.epoch;
+        let Role::Primary(primary) = &mut self.role else { return };
+        primary.peers.follow(&self.meta.config, self.node, now);
+        let plans = &mut primary.membership;
+        plans.bump = false;
+        plans.enlist.clear();
+        plans.awaited = Some(epoch);
+        if let Some((permit, target)) = plans.permit
+            && !self.meta.config.is_candidate(target)
+        {
+            plans.permit = None;
+            effects.push(Effect::Authority(ToAuthority::PermitEnd { segment: self.segment, permit }));
+        }
+        // I2: nothing is acknowledged in the new epoch before it is durable here (`on_begun`).
+        effects.persist(vec![self.state_record()]).then_feed(Durable::Begun(epoch));
+        let config = self.meta.config.clone();
+        let own = self.node;
+        for node in config.members.iter().chain(&config.candidates).copied().filter(|node| *node != own) {
+            self.send_advance(now, node, effects);
+        }
+        // Those left out are told at once; an invitation follows when they answer.
+        for node in before.members.iter().copied().filter(|node| !config.is_member(*node) && self.is_up(*node)) {
+            effects.send(node, Peer::Invite { config: config.clone() });
+        }
+        self.want_peers(effects);
+    }
+}

@@ -1,0 +1,385 @@
+//! Leading: order writes, commit what all members hold, answer reads under their leases.
+//!
+//! Intuition: the commit point is the lowest entry that every member (and every joining candidate) has acknowledged; all
+//! else hangs on it. A new primary begins unresolved: its log above the commit point is sent whole to every member, and
+//! the first time the commit point reaches its end the primary is resolved and serves.
+//!
+//! Invariants: I2 (generation and session are looked at before anything is ordered), I3 (commit = all members), I5 (below
+//! `min_copies` nothing commits), I6 (only `begin` makes a primary), I7 (leases before and after the disk read).
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::io::{ClientRef, Durable, Effect, Effects, ReadPurpose};
+use super::membership::{Membership, Peers};
+use super::{Asked, Replica, Role};
+use crate::config::Config;
+use crate::ids::{BlockIndex, Epoch, Generation, NodeId, Seq, Session};
+use crate::lease::Held;
+use crate::limits::{WAITING_MAX, WINDOW_BYTES, WINDOW_ENTRIES};
+use crate::message::{Op, Outcome, Peer, Refusal, Request, ToAuthority};
+use crate::record::{Blocks, Change, Entry, Record};
+use crate::time::{Span, Time};
+
+/// The state of leading.
+#[derive(Debug)]
+pub(super) struct Primary {
+    /// Last entry of the log this epoch began with: at or above it the primary is resolved.
+    began_with: Seq,
+    pub(super) resolved: bool,
+    /// Leases of earlier primaries may run until then (I7).
+    lease_wait: Option<Time>,
+    pub(super) lease: Held,
+    /// Members and candidates, as this primary knows them.
+    pub(super) peers: Peers,
+    pub(super) membership: Membership,
+    /// Highest session of the attachment.
+    session: Session,
+    ordered: BTreeMap<Seq, Asked>,
+    writes: VecDeque<Asked>,
+    reads: VecDeque<Asked>,
+    /// Confirm this generation when the commit point has reached the entry.
+    fence: Option<(Generation, Seq)>,
+}
+
+impl Primary {
+    /// Whether its log is common: it serves.
+    pub(super) const fn is_resolved(&self) -> bool {
+        self.resolved
+    }
+}
+
+impl Replica {
+    /// Becomes primary of an epoch that the authority has just installed (I6): the only way to become one.
+    pub(super) fn begin(&mut self, now: Time, config: Config, lease_left: Span, effects: &mut Effects) {
+        let epoch = config.epoch;
+        self.adopt_config(config);
+        // The own log becomes the common one; every other member's tail gives way to it (I9).
+        self.meta.log_epoch = epoch;
+        self.meta.standing = crate::record::Standing::Member;
+        let peers = Peers::new(&self.meta.config, self.node, now);
+        self.role = Role::Primary(alloc::boxed::Box::new(Primary {
+            began_with: self.log.last(),
+            resolved: false,
+            lease_wait: (lease_left > Span::ZERO).then(|| now + lease_left),
+            lease: Held::default(),
+            peers,
+            membership: Membership::new(now, epoch),
+            session: Session(0),
+            ordered: BTreeMap::new(),
+            writes: VecDeque::new(),
+            reads: VecDeque::new(),
+            fence: None,
+        }));
+        effects.persist(vec![self.state_record()]).then_feed(Durable::Begun(epoch));
+        self.want_peers(effects);
+        for node in self.meta.config.members.clone() {
+            if node != self.node && self.is_up(node) {
+                self.send_reconcile(now, node, effects);
+            }
+        }
+        for node in self.meta.config.candidates.clone() {
+            self.send_advance(now, node, effects);
+        }
+    }
+
+    /// The record of the epoch at work is durable: now its acknowledgements may be given (I2).
+    pub(super) fn on_begun(&mut self, now: Time, epoch: Epoch, effects: &mut Effects) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        if primary.membership.awaited == Some(epoch) {
+            primary.membership.awaited = None;
+            // Persists become durable in order: what was in the log before the epoch began is durable too.
+            self.durable = self.durable.max(primary.began_with);
+            self.primary_advance(now, effects);
+        }
+    }
+
+    /// A request that needs the primary.
+    pub(super) fn primary_request(&mut self, now: Time, client: ClientRef, request: Request, effects: &mut Effects) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        let config = &self.meta.config;
+        if request.generation != config.generation {
+            // Higher: the fence of that attachment has not reached this primary; its client comes again.
+            let fenced = request.generation < config.generation;
+            let refusal = if fenced { Refusal::Fenced(config.generation) } else { Refusal::Busy };
+            return self.reply(client, &request, Outcome::Refused(refusal), effects);
+        }
+        if request.session < primary.session {
+            return self.reply(client, &request, Outcome::Refused(Refusal::OldSession), effects);
+        }
+        if request.session > primary.session {
+            // I2: the older sessions are closed before anything of the newer one is ordered.
+            primary.session = request.session;
+            primary.writes.clear();
+            primary.reads.clear();
+        }
+        if crate::epoch::is_outdated(request.epoch, config) {
+            if primary.lease_wait.is_some() {
+                let known = Some(config.clone());
+                return self.reply(client, &request, Outcome::Refused(Refusal::NotPrimary(known)), effects);
+            }
+        } else {
+            // I7: the only reader knows this epoch and takes no answer of an earlier one.
+            primary.lease_wait = None;
+        }
+        if !self.is_sound(&request) {
+            return self.reply(client, &request, Outcome::Refused(Refusal::Malformed), effects);
+        }
+        self.queue_request(Asked { client, request }, effects);
+        self.serve(now, effects);
+    }
+
+    fn is_sound(&self, request: &Request) -> bool {
+        match &request.op {
+            Op::Read { block, count } | Op::Allocation { block, count } | Op::Peek { block, count } => {
+                let fits = u64::from(*count) * crate::limits::BLOCK_SIZE <= crate::limits::REQUEST_BYTES_MAX;
+                !self.is_outside(block.0, *count) && (fits || matches!(request.op, Op::Allocation { .. }))
+            }
+            Op::Write(change) => {
+                let (block, count) = change.range();
+                let formed = match change {
+                    Change::Write { blocks, .. } => blocks.is_well_formed(),
+                    Change::Zero { .. } => true,
+                    Change::Nothing => false,
+                };
+                formed && !self.is_outside(block.0, count) && change.data_len() <= crate::limits::REQUEST_BYTES_MAX
+            }
+            Op::Locate => true,
+        }
+    }
+
+    fn queue_request(&mut self, asked: Asked, effects: &mut Effects) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        let queue = if let Op::Write(_) = asked.request.op { &mut primary.writes } else { &mut primary.reads };
+        if queue.len() >= WAITING_MAX {
+            return self.reply(asked.client, &asked.request, Outcome::Refused(Refusal::Busy), effects);
+        }
+        queue.push_back(asked);
+    }
+
+    /// Orders and reads whatever may be ordered and read now.
+    pub(super) fn serve(&mut self, now: Time, effects: &mut Effects) {
+        self.serve_writes(now, effects);
+        self.serve_reads(now, effects);
+    }
+
+    fn serve_writes(&mut self, now: Time, effects: &mut Effects) {
+        loop {
+            let may_commit = self.meta.config.may_commit();
+            let room = self.log.len() < WINDOW_ENTRIES;
+            let bytes = self.log.bytes();
+            let Role::Primary(primary) = &mut self.role else { return };
+            let waits_for_lease = primary.lease_wait.is_some_and(|until| now < until);
+            if !primary.resolved || !may_commit || !room || waits_for_lease {
+                return;
+            }
+            let Some(Op::Write(change)) = primary.writes.front().map(|asked| &asked.request.op) else { return };
+            if bytes + change.data_len() > WINDOW_BYTES {
+                return;
+            }
+            let Some(asked) = primary.writes.pop_front() else { return };
+            self.order(now, asked, effects);
+        }
+    }
+
+    /// Gives a write its place: own log and all members in parallel.
+    fn order(&mut self, now: Time, asked: Asked, effects: &mut Effects) {
+        let Asked { client, request } = asked;
+        let Op::Write(change) = request.op else { return };
+        let entry = Entry { epoch: self.meta.config.epoch, seq: self.log.last().next(), change };
+        let commit = self.log.commit();
+        let (epoch, seq) = (entry.epoch, entry.seq);
+        self.log.append(entry.clone());
+        self.writing_since.get_or_insert(now);
+        let Role::Primary(primary) = &mut self.role else { return };
+        // The data is in the log; what is kept is whom to answer.
+        primary.ordered.insert(seq, Asked { client, request: Request { op: Op::Locate, ..request } });
+        for to in primary.peers.in_stream(now, seq) {
+            effects.send(to, Peer::Prepare { commit, entry: entry.clone() });
+        }
+        effects
+            .persist(vec![Record::Prepare { segment: self.segment, commit, entry }])
+            .then_feed(Durable::Log { epoch, durable: seq });
+    }
+
+    /// Recomputes the commit point; answers what it covers.
+    pub(super) fn primary_advance(&mut self, now: Time, effects: &mut Effects) {
+        let (durable, may_commit) = (self.durable, self.meta.config.may_commit());
+        let Role::Primary(primary) = &mut self.role else { return };
+        if primary.membership.awaited.is_some() {
+            return;
+        }
+        let Some(everywhere) = primary.peers.acked_by_all() else { return };
+        let through = everywhere.min(durable);
+        if !primary.resolved && through >= primary.began_with {
+            primary.resolved = true;
+        }
+        if !may_commit {
+            return;
+        }
+        let mut done = primary.ordered.split_off(&through.next());
+        core::mem::swap(&mut done, &mut primary.ordered);
+        if self.commit_to(through, effects) {
+            for asked in done.into_values() {
+                self.reply(asked.client, &asked.request, Outcome::Written, effects);
+            }
+        }
+        self.confirm_fence(effects);
+        self.serve(now, effects);
+    }
+
+    pub(super) fn on_fence(&mut self, generation: Generation, effects: &mut Effects) {
+        if generation > self.meta.config.generation {
+            self.meta.config.generation = generation;
+            let Role::Primary(primary) = &mut self.role else { return };
+            primary.session = Session(0);
+            // I2: what an older attachment had queued is dropped, what is ordered will be decided.
+            let dropped: Vec<Asked> = primary.writes.drain(..).chain(primary.reads.drain(..)).collect();
+            for asked in dropped {
+                self.reply(asked.client, &asked.request, Outcome::Refused(Refusal::Fenced(generation)), effects);
+            }
+        }
+        let last = self.log.last();
+        if let Role::Primary(primary) = &mut self.role {
+            primary.fence = Some((self.meta.config.generation, last));
+            self.confirm_fence(effects);
+        }
+    }
+
+    fn confirm_fence(&mut self, effects: &mut Effects) {
+        let (segment, commit) = (self.segment, self.log.commit());
+        let Role::Primary(primary) = &mut self.role else { return };
+        let Some((generation, through)) = primary.fence else { return };
+        if primary.resolved && commit >= through {
+            primary.fence = None;
+            effects.push(Effect::Authority(ToAuthority::FenceDone { segment, generation }));
+        }
+    }
+
+    fn leases_hold(&self, now: Time) -> bool {
+        let Role::Primary(primary) = &self.role else { return false };
+        let others = self.meta.config.members.iter().copied().filter(|node| *node != self.node);
+        primary.lease.covers(others, now) && primary.lease_wait.is_none_or(|until| until <= now)
+    }
+
+    fn serve_reads(&mut self, now: Time, effects: &mut Effects) {
+        if !self.leases_hold(now) {
+            return;
+        }
+        let may_commit = self.meta.config.may_commit();
+        let Role::Primary(primary) = &mut self.role else { return };
+        if !primary.resolved || primary.reads.is_empty() {
+            return;
+        }
+        let waiting = core::mem::take(&mut primary.reads);
+        let mut kept = VecDeque::new();
+        for asked in waiting {
+            let (Op::Read { block, count } | Op::Allocation { block, count }) = asked.request.op else { continue };
+            // I5: where nothing commits, a block with an undecided write has no value to show.
+            if !may_commit && self.log.touches(block, count) {
+                kept.push_back(asked);
+                continue;
+            }
+            let purpose = ReadPurpose { client: asked.client, request: asked.request };
+            effects.push(match purpose.request.op {
+                Op::Allocation { .. } => Effect::Allocation { block, count, purpose },
+                _ => Effect::Read { block, count, purpose },
+            });
+        }
+        if let Role::Primary(primary) = &mut self.role {
+            primary.reads = kept;
+        }
+    }
+
+    pub(super) fn on_read(
+        &mut self,
+        now: Time,
+        purpose: ReadPurpose,
+        result: Result<Blocks, BlockIndex>,
+        effects: &mut Effects,
+    ) {
+        let outcome = match result {
+            Ok(blocks) => Outcome::Data(blocks),
+            Err(block) => Outcome::Refused(Refusal::Corrupt(block)),
+        };
+        self.answer_read(now, purpose, outcome, effects);
+    }
+
+    pub(super) fn on_allocation(
+        &mut self,
+        now: Time,
+        purpose: ReadPurpose,
+        runs: Vec<(u32, bool)>,
+        effects: &mut Effects,
+    ) {
+        self.answer_read(now, purpose, Outcome::Allocation(runs), effects);
+    }
+
+    /// I7: the lease is looked at again after the disk read; a primary that was paused in between answers nothing stale.
+    fn answer_read(&mut self, now: Time, purpose: ReadPurpose, outcome: Outcome, effects: &mut Effects) {
+        let ReadPurpose { client, request } = purpose;
+        if let Op::Peek { .. } = request.op {
+            return self.reply(client, &request, outcome, effects);
+        }
+        let Role::Primary(primary) = &self.role else {
+            let known = Some(self.meta.config.clone());
+            return self.reply(client, &request, Outcome::Refused(Refusal::NotPrimary(known)), effects);
+        };
+        let generation = self.meta.config.generation;
+        if request.generation < generation {
+            self.reply(client, &request, Outcome::Refused(Refusal::Fenced(generation)), effects);
+        } else if request.session < primary.session {
+            self.reply(client, &request, Outcome::Refused(Refusal::OldSession), effects);
+        } else if self.leases_hold(now) && primary.resolved {
+            self.reply(client, &request, outcome, effects);
+        } else {
+            self.queue_request(Asked { client, request }, effects);
+        }
+    }
+
+    pub(super) fn on_client_gone(&mut self, client: ClientRef) {
+        if let Role::Primary(primary) = &mut self.role {
+            primary.writes.retain(|asked| asked.client != client);
+            primary.reads.retain(|asked| asked.client != client);
+        }
+    }
+
+    /// Leads no more: whoever waits is sent to the next primary; what is ordered is undecided and said to be.
+    pub(super) fn step_down(&mut self, effects: &mut Effects) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        let ordered = core::mem::take(&mut primary.ordered).into_values();
+        let waiting: Vec<Asked> = ordered.chain(primary.writes.drain(..)).chain(primary.reads.drain(..)).collect();
+        for asked in waiting {
+            self.reply(asked.client, &asked.request, Outcome::Refused(Refusal::NotPrimary(None)), effects);
+        }
+    }
+
+    /// A member acknowledged its log up to `durable`.
+    pub(super) fn on_ack(&mut self, now: Time, from: NodeId, said: Epoch, durable: Seq, effects: &mut Effects) {
+        let last = self.log.last();
+        let Role::Primary(primary) = &mut self.role else { return };
+        // An acknowledgement of an earlier epoch of this same log says as much; of another log it is ignored.
+        if !crate::epoch::log_is_behind(said, self.meta.log_epoch) && primary.peers.ack(from, durable.min(last), now) {
+            self.primary_advance(now, effects);
+        }
+    }
+
+    pub(super) fn on_beat_ack(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        said: Epoch,
+        sent: Time,
+        durable: Seq,
+        effects: &mut Effects,
+    ) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        if crate::epoch::log_is_behind(said, self.meta.log_epoch) {
+            return;
+        }
+        primary.lease.renew(from, sent);
+        self.on_ack(now, from, said, durable, effects);
+        self.serve(now, effects);
+    }
+}

@@ -1,0 +1,66 @@
+//! The primary as source of copies: lists what changed, reads extents, nothing more. The candidate keeps the plan.
+
+use super::io::{Effect, Effects, ListPurpose};
+use super::{Replica, Role};
+use crate::ids::{ExtentIndex, NodeId, Seq};
+use crate::message::Peer;
+use crate::record::ExtentCopy;
+use crate::time::Time;
+
+impl Replica {
+    pub(super) fn on_copy_list(&self, from: NodeId, above: Seq, first: ExtentIndex, effects: &mut Effects) {
+        // Before that point a change could be neither in the list nor in the live stream; the candidate asks again.
+        let complete = self.streams_from(from).is_some_and(|stream| self.log.commit().next() >= stream);
+        if self.is_serving() && complete {
+            effects.push(Effect::List { purpose: ListPurpose::Peer(from), above, from: first });
+        }
+    }
+
+    /// First live entry of a candidate's stream, if it has one.
+    fn streams_from(&self, node: NodeId) -> Option<Seq> {
+        let Role::Primary(primary) = &self.role else { return None };
+        primary.peers.stream_of(node)
+    }
+
+    pub(super) fn on_listed(
+        &mut self,
+        now: Time,
+        purpose: ListPurpose,
+        from: ExtentIndex,
+        listed: alloc::vec::Vec<(ExtentIndex, Seq)>,
+        next: Option<ExtentIndex>,
+        effects: &mut Effects,
+    ) {
+        match purpose {
+            ListPurpose::Peer(node) => {
+                let epoch = self.meta.config.epoch;
+                effects.send_bulk(node, Peer::CopyPage { epoch, from, listed, next });
+            }
+            ListPurpose::Own => self.on_own_listed(now, &listed, next, effects),
+        }
+    }
+
+    pub(super) fn on_copy_get(&self, from: NodeId, extent: ExtentIndex, effects: &mut Effects) {
+        let inside = extent.0 < self.meta.config.extents;
+        if self.is_serving() && inside && self.streams_from(from).is_some() {
+            effects.push(Effect::ReadExtent { to: from, extent });
+        }
+    }
+
+    pub(super) fn on_extent(
+        &mut self,
+        to: NodeId,
+        extent: ExtentIndex,
+        copy: Option<ExtentCopy>,
+        effects: &mut Effects,
+    ) {
+        let epoch = self.meta.config.epoch;
+        effects.send_bulk(
+            to,
+            match copy {
+                Some(copy) => Peer::CopyData { epoch, copy },
+                None => Peer::CopyFailed { epoch, extent },
+            },
+        );
+    }
+}
