@@ -30,7 +30,8 @@ impl Gateway {
         let uri = wait_for("the gateway's URI", PATIENCE, || {
             assert!(child.ended().is_none(), "the gateway ended:\n{}", child.stderr());
             let said = child.stdout();
-            let uri = said.split_whitespace().find(|word| word.starts_with("nbd://") || word.starts_with("nbd+unix://"));
+            let uri =
+                said.split_whitespace().find(|word| word.starts_with("nbd://") || word.starts_with("nbd+unix://"));
             uri.map(str::to_owned).ok_or(said)
         });
         Self { child, uri }

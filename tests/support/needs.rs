@@ -12,7 +12,8 @@ pub(crate) fn programs(story: &str, wanted: &[&str]) -> bool {
 /// Whether we are root; the same consequences.
 pub(crate) fn root(story: &str) -> bool {
     // SAFETY: geteuid takes nothing and cannot fail.
-    unsafe { libc::geteuid() == 0 } || skip(story, "needs root")
+    let user = unsafe { libc::geteuid() };
+    user == 0 || skip(story, "needs root")
 }
 
 /// Says that a story is skipped. Gives false.

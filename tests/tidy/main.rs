@@ -153,6 +153,8 @@ mod tests {
         assert_eq!(rules::stray_bytes(&file("engine/src/node/a.rs", text)).len(), 1);
         assert!(rules::stray_bytes(&file("engine/src/store/format/wal.rs", text)).is_empty());
         assert!(rules::stray_bytes(&file("engine/src/wire/codec.rs", text)).is_empty());
+        let shown = format!("//! A log.\n//!\n//! | bytes | what |\n{text}");
+        assert!(rules::stray_bytes(&file("nodectl/src/verify/log.rs", &shown)).is_empty());
     }
 
     #[test]
