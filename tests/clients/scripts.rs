@@ -60,7 +60,7 @@ impl Target<'_> {
         let mut command = Command::new(program);
         let path = std::env::var("PATH").unwrap_or_default();
         // The file system's tools are where an ordinary user does not look.
-        command.args(args).env("PATH", format!("{path}:/usr/sbin:/sbin"));
+        command.args(args).env("PATH", format!("{path}:/usr/sbin:/sbin")).current_dir(self.dir);
         let mut child = Child::start(command, self.dir, &format!("{program}-{}", fresh()));
         let status = child.wait(LIMIT);
         let (out, said) = (child.stdout(), child.stderr());
@@ -209,13 +209,14 @@ fn patterns_hold(said: &str) {
 
 fn fio(target: &Target<'_>) {
     let (uri, seed) = (format!("--uri={}", target.uri), format!("--randseed={}", fresh()));
-    let size = "--size=32M";
+    let size = ["--size=32M", "--verify_state_save=0"];
     for job in [
         &["--name=random", "--rw=randwrite", "--bssplit=512/20:4k/50:12k/10:64k/20", "--iodepth=16"][..],
         &["--name=sequential", "--rw=write", "--bs=256k", "--iodepth=4", "--offset=64M"],
         &["--name=mixed", "--rw=randrw", "--bs=4k", "--iodepth=32", "--verify_backlog=128", "--offset=96M"],
     ] {
-        let common = ["--ioengine=nbd", &uri, &seed, size, "--verify=crc32c", "--verify_fatal=1", "--do_verify=1"];
+        let common =
+            ["--ioengine=nbd", &uri, &seed, size[0], size[1], "--verify=crc32c", "--verify_fatal=1", "--do_verify=1"];
         let report = target.json("fio", &[&common[..], job, &["--output-format=json"]].concat());
         let done = &report["jobs"][0];
         assert_eq!(done["error"], 0, "{done}");
