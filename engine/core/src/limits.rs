@@ -95,8 +95,10 @@ pub const PREPARE_DEADLINE: Span = Span::millis(1500);
 pub const SILENCE: Span = Span::millis(2000);
 /// Members stand for election one after the other, this far apart.
 pub const ELECTION_STAGGER: Span = Span::millis(150);
-/// How long a candidate for primary collects promises.
+/// How long a candidate for primary waits for promises of members whose connection is down.
 pub const SEAL_WAIT: Span = Span::millis(250);
+/// How long it waits for promises of members that are connected.
+pub const SEAL_PATIENCE: Span = Span::millis(1000);
 /// How long a proposal may be undecided before it is sent again.
 pub const PROPOSAL_RETRY: Span = Span::millis(1000);
 /// How often time is handed to every machine.

@@ -13,7 +13,7 @@ use super::{Replica, Role};
 use crate::config::Config;
 use crate::epoch;
 use crate::ids::{Epoch, NodeId, Seq};
-use crate::limits::{PROPOSAL_RETRY, SEAL_WAIT, SILENCE};
+use crate::limits::{PROPOSAL_RETRY, SEAL_PATIENCE, SEAL_WAIT, SILENCE};
 use crate::message::{Decision, Peer, ToAuthority};
 use crate::time::{Span, Time};
 
@@ -22,6 +22,7 @@ use crate::time::{Span, Time};
 pub(super) struct Election {
     epoch: Epoch,
     began: Time,
+    sealed: Time,
     promises: BTreeMap<NodeId, Promised>,
     proposed: Option<Time>,
 }
@@ -42,7 +43,13 @@ impl Replica {
         let wanted = epoch::higher(self.meta.promised, self.meta.config.epoch.next());
         // A promise above the next epoch was given for a configuration this replica never heard of: the authority's
         // answer to a proposal brings it.
-        self.role = Role::Electing(Election { epoch: wanted, began: now, promises: BTreeMap::new(), proposed: None });
+        self.role = Role::Electing(Election {
+            epoch: wanted,
+            began: now,
+            sealed: now,
+            promises: BTreeMap::new(),
+            proposed: None,
+        });
         self.meta.promised = wanted;
         effects.persist(vec![self.state_record()]).then_feed(Durable::Promise(wanted));
         for node in self.voters() {
@@ -106,14 +113,44 @@ impl Replica {
             }
             return;
         }
-        let own = election.promises.contains_key(&self.node);
-        let everybody = election.promises.len() == self.meta.config.electable.len();
         let waited = now.since(election.began);
-        // Fewer than may commit are proposed late only: the others may be on their way back.
+        if election.promises.contains_key(&self.node) && waited >= self.patience(election) {
+            return self.propose_election(now, effects);
+        }
+        self.repeat_seals(now, effects);
+    }
+
+    /// How long to wait for those who have not promised: not at all for a process that is gone, a little for a host
+    /// that does not answer, longer for one that is there, because leaving it out costs a catch-up.
+    fn patience(&self, election: &Election) -> Span {
+        let missing = || self.meta.config.electable.iter().filter(|node| !election.promises.contains_key(node));
         let enough = election.promises.len() >= usize::from(self.meta.config.min_copies);
-        let patience = if enough { SEAL_WAIT } else { SILENCE };
-        if own && (everybody || waited >= patience) {
-            self.propose_election(now, effects);
+        if missing().count() == 0 {
+            Span::ZERO
+        } else if !enough {
+            // Fewer than may commit are proposed late only: the others may be on their way back.
+            SILENCE
+        } else if missing().all(|node| self.is_refused(*node)) {
+            Span::ZERO
+        } else if missing().any(|node| self.is_up(*node) || !self.links.contains_key(node)) {
+            SEAL_PATIENCE
+        } else {
+            SEAL_WAIT
+        }
+    }
+
+    /// A seal may have come before its replica existed, or be lost with a connection.
+    fn repeat_seals(&mut self, now: Time, effects: &mut Effects) {
+        let voters = self.voters();
+        let Role::Electing(election) = &mut self.role else { return };
+        if now.since(election.sealed) < PAUSE {
+            return;
+        }
+        election.sealed = now;
+        let wanted = election.epoch;
+        let silent: Vec<NodeId> = voters.into_iter().filter(|node| !election.promises.contains_key(node)).collect();
+        for node in silent {
+            self.send_seal(node, wanted, effects);
         }
     }
 

@@ -13,7 +13,7 @@ use crate::epoch;
 use crate::ids::{Epoch, NodeId, Seq};
 use crate::limits::{ELECTION_STAGGER, PREPARE_DEADLINE, SILENCE, WINDOW_ENTRIES};
 use crate::message::Peer;
-use crate::record::{Entry, Record, Standing};
+use crate::record::{Change, Entry, Record, Standing};
 use crate::time::{Span, Time};
 
 /// A member that does not lead.
@@ -128,7 +128,7 @@ impl Replica {
     }
 
     pub(super) fn on_prepare(&mut self, now: Time, from: NodeId, commit: Seq, entry: Entry, effects: &mut Effects) {
-        if !self.obeys(from, entry.epoch, effects) {
+        if !self.obeys(from, entry.epoch, effects) || !self.fits(&entry.change) {
             return;
         }
         match &self.role {
@@ -141,6 +141,16 @@ impl Replica {
             }
             Role::Candidate(_) => self.candidate_prepare(now, commit, entry, effects),
             _ => {}
+        }
+    }
+
+    /// A change outside the segment, or of half blocks, is nobody's: a peer that sends one is not believed.
+    pub(super) fn fits(&self, change: &Change) -> bool {
+        let (block, count) = change.range();
+        match change {
+            Change::Write { blocks, .. } => blocks.is_well_formed() && !self.is_outside(block.0, count),
+            Change::Zero { .. } => !self.is_outside(block.0, count),
+            Change::Nothing => true,
         }
     }
 
@@ -355,7 +365,7 @@ impl Replica {
         self.durable = own;
         for entry in entries {
             // Contiguous or not at all: a gap is a mistake of the sender and ends the tail.
-            if entry.seq == self.log.last().next() {
+            if entry.seq == self.log.last().next() && self.fits(&entry.change) {
                 self.log.append(entry);
             }
         }

@@ -427,6 +427,18 @@ impl Replica {
         effects.push(Effect::Authority(ToAuthority::PermitEnd { segment: self.segment, permit }));
     }
 
+    /// A permit whose target is no candidate (any more) is given back.
+    fn end_unused_permit(&mut self, effects: &mut Effects) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        let plans = &mut primary.membership;
+        if let Some((permit, target)) = plans.permit
+            && !self.meta.config.is_candidate(target)
+        {
+            plans.permit = None;
+            effects.push(Effect::Authority(ToAuthority::PermitEnd { segment: self.segment, permit }));
+        }
+    }
+
     /// A member promised a higher epoch to somebody whose election came to nothing.
     pub(super) fn on_member_sealed(&mut self, now: Time, _from: NodeId, effects: &mut Effects) {
         if let Role::Primary(primary) = &mut self.role {
@@ -491,6 +503,7 @@ impl Replica {
             Decision::Denied(config, _) => {
                 primary.membership.not_before = now + ASK_AGAIN;
                 primary.membership.enlist.clear();
+                self.end_unused_permit(effects);
                 self.learn(now, config, effects);
             }
             Decision::Unknown(_) => primary.membership.not_before = now + ASK_AGAIN,
@@ -508,12 +521,7 @@ impl Replica {
         plans.bump = false;
         plans.enlist.clear();
         plans.awaited = Some(epoch);
-        if let Some((permit, target)) = plans.permit
-            && !self.meta.config.is_candidate(target)
-        {
-            plans.permit = None;
-            effects.push(Effect::Authority(ToAuthority::PermitEnd { segment: self.segment, permit }));
-        }
+        self.end_unused_permit(effects);
         // I2: nothing is acknowledged in the new epoch before it is durable here (`on_begun`).
         effects.persist(vec![self.state_record()]).then_feed(Durable::Begun(epoch));
         let config = self.meta.config.clone();

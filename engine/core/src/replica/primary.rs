@@ -137,13 +137,8 @@ impl Replica {
                 !self.is_outside(block.0, *count) && (fits || matches!(request.op, Op::Allocation { .. }))
             }
             Op::Write(change) => {
-                let (block, count) = change.range();
-                let formed = match change {
-                    Change::Write { blocks, .. } => blocks.is_well_formed(),
-                    Change::Zero { .. } => true,
-                    Change::Nothing => false,
-                };
-                formed && !self.is_outside(block.0, count) && change.data_len() <= crate::limits::REQUEST_BYTES_MAX
+                let nothing = matches!(change, Change::Nothing);
+                !nothing && self.fits(change) && change.data_len() <= crate::limits::REQUEST_BYTES_MAX
             }
             Op::Locate => true,
         }
