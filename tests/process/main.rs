@@ -1,0 +1,16 @@
+//! Real processes, really killed: nodes, authority and gateways under verified load, hostile input, wrong devices,
+//! hosts of their own.
+//!
+//! Each story starts its own cluster and runs alone ([`support::alone`]). None waits for a span it hopes is long
+//! enough: it waits for what it needs to see, with a limit.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod authority;
+mod devices;
+mod gateways;
+mod hosts;
+mod input;
+mod nodes;
+mod stale;
