@@ -4,10 +4,10 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use crate::support::alone;
+use crate::support::binaries::nodectl;
 use crate::support::child::{self, Child};
 use crate::support::cluster::{PATIENCE, SMALL, Shape, TestCluster};
 
@@ -41,7 +41,7 @@ impl Start {
 
     /// Runs it; it has to end by itself, with an error that names everything in `words`.
     fn refused(&self, cluster: &TestCluster, story: &str, words: &[&str]) {
-        let mut command = Command::new(&self.line[0]);
+        let mut command = nodectl();
         command.args(&self.line[1..]);
         let mut child = Child::start(command, cluster.scratch(), story);
         let status = child.wait(PATIENCE);
@@ -137,7 +137,7 @@ fn another_authority(cluster: &TestCluster) -> (Child, String) {
     let dir = cluster.scratch().join("other");
     let own = cluster.dir().join("authority").to_string_lossy().into_owned();
     let port = free_port();
-    let mut command = Command::new(&line[0]);
+    let mut command = nodectl();
     let mut words = line[1..].iter();
     while let Some(word) = words.next() {
         if word == "--listen" {

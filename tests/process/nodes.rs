@@ -57,7 +57,7 @@ fn all_nodes_killed_at_once_and_started_again() {
     }
     wait_for("cluster.json to say that all are down", PATIENCE, || {
         let states: Vec<_> = nodes.iter().map(|node| cluster.node(node)["state"].clone()).collect();
-        if states.iter().all(|state| state != "up") { Ok(()) } else { Err(format!("{states:?}")) }
+        if states.iter().all(|state| state != "running") { Ok(()) } else { Err(format!("{states:?}")) }
     });
     for node in &nodes {
         cluster.act("start", node);

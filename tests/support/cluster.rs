@@ -99,7 +99,7 @@ impl TestCluster {
         serde_json::from_slice(&output.stdout).map_err(|error| format!("nodectl {args:?}: {error}"))
     }
 
-    /// `nodectl cluster ACT NODE`, for `stop`, `kill`, `start`, `lose`.
+    /// `nodectl cluster ACT NODE`, for `stop`, `kill`, `start` (waits until it serves), `lose`; also for `authority`.
     pub(crate) fn act(&self, act: &str, node: &str) {
         let mut command = nodectl();
         command.args(["cluster", act, node]).arg("--dir").arg(self.dir());
@@ -195,7 +195,8 @@ impl TestCluster {
     pub(crate) fn load(&self, volume: &str, seconds: u32) -> Load {
         let log = self.scratch.join(&format!("{volume}.acked"));
         let mut command = self.command(&["verify", "write", volume, "--seconds", &seconds.to_string()]);
-        command.arg("--log").arg(&log).args(["-o", "json"]);
+        // Slow enough to leave the machine some time for the rest of the cluster.
+        command.args(["--bs", "4k,16k,256k", "--rate", "16M", "-o", "json", "--log"]).arg(&log);
         let child = Child::start(command, self.scratch(), &format!("load-{volume}"));
         // The log grows with every acknowledgement: once there is one, the load is under way.
         wait_for("the first acknowledged write", PATIENCE, || match std::fs::metadata(&log) {

@@ -49,7 +49,8 @@ fn print_logs(dir: &Path) {
     for path in files(dir) {
         if std::fs::metadata(&path).is_ok_and(|meta| meta.len() > LARGE) {
             let _ = std::fs::remove_file(&path);
-        } else if path.extension().is_some_and(|ext| ext == "log") {
+        } else if path.file_name().is_some_and(|name| name == "log") || path.extension().is_some_and(|ext| ext == "log")
+        {
             let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()).into_owned();
             let start = (text.len().saturating_sub(LOG_TAIL)..text.len()).find(|at| text.is_char_boundary(*at));
             eprintln!("--- {} ---\n{}", path.display(), &text[start.unwrap_or(text.len())..]);
