@@ -30,6 +30,7 @@ use super::Export;
 use address::Socket;
 pub use address::{Address, AddressError, Listener};
 use negotiate::{HandshakeError, Offer};
+use transmit::End;
 
 /// Bytes read from a socket at a time, for headers and small payloads.
 const READ_BUFFER: usize = 64 * 1024;
@@ -139,7 +140,7 @@ impl<E: Export> NbdServer<E> {
         };
         tracing::debug!(?session, "connected");
         match transmit::transmit(reader, writer, Rc::clone(&self.export), session, stop).await {
-            reason @ transmit::End::BadMagic(_) => tracing::warn!(%reason, "closed"),
+            reason @ (End::BadMagic(_) | End::Broken) => tracing::warn!(%reason, "closed"),
             reason => tracing::debug!(%reason, "closed"),
         }
     }

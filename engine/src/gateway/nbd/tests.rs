@@ -483,7 +483,8 @@ impl Export for Gate {
         Ok(())
     }
 
-    async fn allocation(&self, _: u64, _: u64) -> Result<Vec<(u64, bool)>, ExportError> {
+    async fn allocation(&self, offset: u64, _: u64) -> Result<Vec<(u64, bool)>, ExportError> {
+        assert!(offset == 0, "a mistake of the volume's");
         Ok(Vec::new())
     }
 
@@ -524,6 +525,18 @@ fn replies_overtake_and_a_goodbye_waits_for_what_is_in_flight() {
         world.server.export.open.notify_one();
         assert!(matches!(client.answer().await, Answer::Chunk { kind: 1, cookie: 1, .. }));
         assert!(client.rest().await.is_empty());
+    });
+}
+
+#[test]
+fn a_request_that_panics_closes_its_connection_only() {
+    run(async {
+        let world = World::new(Gate::new());
+        let (mut one, mut other) = (world.client(true).await, world.client(true).await);
+        one.request(0, 7, 1, 512, 512).await;
+        assert!(one.rest().await.is_empty());
+        other.request(0, 3, 2, 0, 0).await;
+        assert_eq!(other.answer().await, Answer::Simple { error: 0, cookie: 2 });
     });
 }
 

@@ -35,6 +35,9 @@ pub(super) enum End {
     /// The socket ended or failed.
     #[error("the connection was cut: {0}")]
     Cut(#[from] io::Error),
+    /// A request of it made us panic; its answer will never come.
+    #[error("a request was not run to its end")]
+    Broken,
     /// The client lost its place in the stream.
     #[error(transparent)]
     BadMagic(#[from] proto::BadMagic),
@@ -110,15 +113,27 @@ impl<E: Export> Transmission<E> {
     /// Reads requests and starts them, until there is a reason not to.
     async fn read<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> Result<(), End> {
         loop {
-            let mut bytes = [0; proto::REQUEST_BYTES];
-            reader.read_exact(&mut bytes).await?;
-            let header = RequestHeader::decode(&bytes)?;
+            let header = self.header(reader).await?;
             match request::check(&header, self.session, self.size) {
                 Ok(Command::Disconnect) => return Err(End::Disconnect),
                 Ok(command) => self.start(reader, header, command).await?,
                 Err(refusal) => self.refuse(reader, header, refusal).await?,
             }
-            while self.running.try_join_next().is_some() {}
+        }
+    }
+
+    /// Reads a request's header, and meanwhile sees off the requests that are done.
+    async fn header<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> Result<RequestHeader, End> {
+        let mut bytes = [0; proto::REQUEST_BYTES];
+        let mut reading = std::pin::pin!(reader.read_exact(&mut bytes));
+        loop {
+            tokio::select! {
+                Some(done) = self.running.join_next() => done.map_err(|_| End::Broken)?,
+                read = &mut reading => {
+                    read?;
+                    return Ok(RequestHeader::decode(&bytes)?);
+                }
+            }
         }
     }
 
