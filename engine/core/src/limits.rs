@@ -83,6 +83,27 @@ pub const PERMITS_PER_TARGET: usize = 2;
 /// Segments a report lists one by one; the rest is in its counts.
 pub const REPORT_SEGMENTS_MAX: usize = 256;
 
+/// Operations one shard has in flight on its device; further ones wait in its queue, in order.
+pub const DEVICE_INFLIGHT: usize = 256;
+/// Bytes of the largest `persist`: a whole window adopted at once, with its overhead. A larger one is our mistake.
+pub const PERSIST_BYTES_MAX: u64 = WINDOW_BYTES + 1024 * 1024;
+/// Bytes after which a WAL batch takes no further `persist`; the rest goes into the next batch.
+pub const BATCH_BYTES: u64 = 1024 * 1024;
+/// Smallest WAL of a shard; formatting with less is refused.
+pub const WAL_SIZE_MIN: u64 = 64 * 1024 * 1024;
+/// Largest WAL of a shard; formatting with more is refused (the WAL bounds the store's memory).
+pub const WAL_SIZE_MAX: u64 = 8 * 1024 * 1024 * 1024;
+/// Extents being applied at a time; the others wait for the next poll.
+pub const APPLY_INFLIGHT: usize = 32;
+/// Copies being written at a time in one shard; further ones wait.
+pub const COPY_IN_INFLIGHT: usize = 32;
+/// Chunks of a checkpoint in flight; the others wait.
+pub const CHECKPOINT_INFLIGHT: usize = 2;
+/// Slabs of a shard that nobody books, so that a full device can still apply and take copies (I13).
+pub const SCRATCH_SLABS_MIN: u64 = 64;
+/// Bytes of one replica's state on disk; a longer one is our mistake (lists of a configuration are bounded).
+pub const META_BYTES_MAX: usize = 1024;
+
 /// How long a member promises its primary not to help another one answer reads (I7).
 pub const LEASE: Span = Span::millis(2000);
 /// Stated bound on how differently two clocks run, in parts per thousand.
@@ -149,3 +170,7 @@ const _: () = assert!(NBD_BYTES_MAX >= REQUEST_BYTES_MAX && NBD_BYTES_MAX <= u32
 const _: () = assert!(NBD_BYTES_MAX.is_multiple_of(BLOCK_SIZE), "a connection's bytes are counted in blocks");
 const _: () =
     assert!(8 * NBD_EXTENTS_MAX as u64 <= NBD_BYTES_MAX, "an answer about allocation fits an empty connection");
+const _: () = assert!(PERSIST_BYTES_MAX <= WAL_SIZE_MIN / 4, "the largest persist always fits an empty WAL");
+const _: () = assert!(BATCH_BYTES <= PERSIST_BYTES_MAX && WAL_SIZE_MIN <= WAL_SIZE_MAX);
+const _: () =
+    assert!(SCRATCH_SLABS_MIN >= APPLY_INFLIGHT as u64 + COPY_IN_INFLIGHT as u64, "what is in flight fits scratch");

@@ -67,4 +67,25 @@ pub trait Device {
     fn wake_fd(&self) -> Option<RawFd>;
 }
 
+/// A whole device, read and written while nothing else runs on it: formatting, opening, recovery. Calls wait.
+pub trait WholeDevice {
+    /// Bytes of the device.
+    fn size(&self) -> u64;
+
+    /// Fills the whole buffer from `offset`.
+    ///
+    /// # Errors
+    /// The device's; a short read too.
+    fn read_at(&mut self, offset: u64, buffer: &mut buffer::AlignedBuf) -> std::io::Result<()>;
+
+    /// Writes the whole buffer at `offset`; it survives power loss when this returns.
+    ///
+    /// # Errors
+    /// The device's; a short write too.
+    fn write_at(&mut self, offset: u64, buffer: &buffer::AlignedBuf) -> std::io::Result<()>;
+}
+
 pub mod buffer;
+pub mod file;
+pub mod memory;
+pub mod uring;

@@ -10,6 +10,23 @@
 //! - home extents change only at or below a commit point that is durable (I4);
 //! - a block whose checksum does not match is never returned (I14).
 
+mod apply;
+mod checkpoint;
+mod copy;
+mod format;
+mod log;
+mod map;
+mod read;
+mod recover;
+mod shard;
+mod slabs;
+mod superblock;
+mod wal;
+
+pub use read::block_sum;
+pub use shard::ShardStore;
+pub use superblock::{FormatError, Geometry, OpenError, Region, Superblock, format, open, read};
+
 use engine_core::ids::{BlockIndex, ExtentIndex, SegmentId, Seq};
 use engine_core::record::{Blocks, ExtentCopy, Record, Recovered};
 
@@ -80,7 +97,8 @@ pub trait Store {
     /// Up to `limit` extents from `from` on whose stamp (committed, not yet applied changes included) is above `above`.
     fn list(&self, segment: SegmentId, above: Seq, from: ExtentIndex, limit: usize) -> Page;
 
-    /// Puts an extent's copy in place durably, unless the own stamp is at least as high. `Event::CopiedIn`.
+    /// Puts an extent's copy in place durably, unless the own stamp is at least as high. `Event::CopiedIn`; no event
+    /// when the replica is not here or ends, or the copy is malformed.
     fn copy_in(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket);
 
     /// Space of the shard.
@@ -101,3 +119,6 @@ pub trait Store {
     /// Nothing queued, nothing in flight, nothing left to apply.
     fn is_quiet(&self) -> bool;
 }
+
+#[cfg(test)]
+mod tests;

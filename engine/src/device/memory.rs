@@ -1,0 +1,322 @@
+//! A device in memory that forgets like a real one: for tests and the simulator.
+//!
+//! A [`Disk`] holds the bytes and is shared: the store's [`MemoryDevice`]s are handles on regions of it. Writes are
+//! kept apart until a durable write or a flush makes them safe; [`Disk::crash`] decides sector by sector (4 KiB) which
+//! of the others survive. Faults: the next write fails, a bit flips. Nothing here is random by itself.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+
+use engine_core::limits::BLOCK_SIZE;
+use engine_core::random::Random;
+
+use super::buffer::AlignedBuf;
+use super::{Completion, Device, Operation, Tag, WholeDevice};
+
+#[allow(clippy::cast_possible_truncation)] // 4096
+const SECTOR: usize = BLOCK_SIZE as usize;
+
+type Sector = Box<[u8]>;
+
+#[derive(Debug, Default)]
+struct Bytes {
+    size: u64,
+    /// What survives. Sectors never written are absent: zeros.
+    durable: BTreeMap<u64, Sector>,
+    /// Completed, not yet durable; every version, oldest first.
+    cached: BTreeMap<u64, Vec<Sector>>,
+    /// Submitted, not completed, by (device, order).
+    flying: BTreeMap<u64, (u64, AlignedBuf)>,
+    next_flight: u64,
+    fail_writes: u64,
+    writes: u64,
+}
+
+impl Bytes {
+    fn read(&self, offset: u64, buffer: &mut [u8]) {
+        for (index, chunk) in buffer.chunks_mut(SECTOR).enumerate() {
+            let sector = offset / BLOCK_SIZE + index as u64;
+            let newest = self.cached.get(&sector).and_then(|versions| versions.last());
+            match newest.or_else(|| self.durable.get(&sector)) {
+                Some(bytes) => chunk.copy_from_slice(bytes),
+                None => chunk.fill(0),
+            }
+        }
+    }
+
+    fn write(&mut self, offset: u64, buffer: &[u8], durable: bool) {
+        for (index, chunk) in buffer.chunks(SECTOR).enumerate() {
+            let sector = offset / BLOCK_SIZE + index as u64;
+            if durable {
+                self.cached.remove(&sector);
+                self.durable.insert(sector, chunk.into());
+            } else {
+                self.cached.entry(sector).or_default().push(chunk.into());
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        for (sector, mut versions) in std::mem::take(&mut self.cached) {
+            if let Some(newest) = versions.pop() {
+                self.durable.insert(sector, newest);
+            }
+        }
+    }
+}
+
+/// The bytes of a device in memory; clones are the same disk.
+#[derive(Debug, Clone)]
+pub struct Disk(Rc<RefCell<Bytes>>);
+
+impl Disk {
+    /// A blank disk; memory is used only for what is written.
+    #[must_use]
+    pub fn new(size: u64) -> Self {
+        assert!(size.is_multiple_of(BLOCK_SIZE), "a disk is whole blocks");
+        Self(Rc::new(RefCell::new(Bytes { size, ..Bytes::default() })))
+    }
+
+    /// A handle on a region; every handle of a crashed machine must be dropped before the disk is used again.
+    #[must_use]
+    pub fn device(&self, base: u64, len: u64) -> MemoryDevice {
+        assert!(base + len <= self.0.borrow().size, "region outside the disk");
+        MemoryDevice { disk: self.clone(), base, len, queue: VecDeque::new(), running: VecDeque::new(), held: false }
+    }
+
+    /// The power fails: of what was not durable each sector keeps any version or the old content, and of a sector
+    /// whose write was under way perhaps only a part.
+    pub fn crash(&self, random: &mut Random) {
+        let mut bytes = self.0.borrow_mut();
+        let mut versions = std::mem::take(&mut bytes.cached);
+        for (offset, buffer) in std::mem::take(&mut bytes.flying).into_values() {
+            for (index, chunk) in buffer.chunks(SECTOR).enumerate() {
+                versions.entry(offset / BLOCK_SIZE + index as u64).or_default().push(chunk.into());
+            }
+        }
+        // Sometimes all or nothing: a cache that was just written back, or one that lost everything.
+        let mood = random.between(0, 3);
+        for (sector, mut candidates) in versions {
+            let pick = match mood {
+                0 => 0,
+                1 => candidates.len() as u64,
+                _ => random.between(0, candidates.len() as u64),
+            };
+            let Some(kept) = usize::try_from(pick).ok().and_then(|pick| pick.checked_sub(1)) else { continue };
+            let mut kept = candidates.swap_remove(kept);
+            if random.between(0, 31) == 0 {
+                // Torn inside the sector, at a 512-byte boundary.
+                let cut = usize::try_from(random.between(1, 7)).unwrap_or(1) * 512;
+                match bytes.durable.get(&sector) {
+                    Some(old) => kept[cut..].copy_from_slice(&old[cut..]),
+                    None => kept[cut..].fill(0),
+                }
+            }
+            bytes.durable.insert(sector, kept);
+        }
+        bytes.fail_writes = 0;
+    }
+
+    /// The next `count` writes or flushes end with EIO and leave what they touched as it was.
+    pub fn fail_writes(&self, count: u64) {
+        self.0.borrow_mut().fail_writes = count;
+    }
+
+    /// Flips one bit of a byte, as a bad medium would.
+    pub fn flip(&self, offset: u64, bit: u8) {
+        let mut bytes = self.0.borrow_mut();
+        bytes.flush();
+        let at = usize::try_from(offset % BLOCK_SIZE).unwrap_or(0);
+        let sector = bytes.durable.entry(offset / BLOCK_SIZE).or_insert_with(|| vec![0; SECTOR].into());
+        sector[at] ^= 1 << (bit % 8);
+    }
+
+    /// A disk cut to another size, with the same bytes otherwise.
+    #[must_use]
+    pub fn resized(&self, size: u64) -> Self {
+        let bytes = self.0.borrow();
+        let durable = bytes.durable.range(..size / BLOCK_SIZE).map(|(at, sector)| (*at, sector.clone())).collect();
+        Self(Rc::new(RefCell::new(Bytes { size, durable, ..Bytes::default() })))
+    }
+
+    /// Writes done so far, to see that something wrote nothing.
+    #[must_use]
+    pub fn writes(&self) -> u64 {
+        self.0.borrow().writes
+    }
+}
+
+impl WholeDevice for Disk {
+    fn size(&self) -> u64 {
+        self.0.borrow().size
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut AlignedBuf) -> io::Result<()> {
+        let bytes = self.0.borrow();
+        if offset + buffer.len() as u64 > bytes.size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        bytes.read(offset, buffer);
+        Ok(())
+    }
+
+    fn write_at(&mut self, offset: u64, buffer: &AlignedBuf) -> io::Result<()> {
+        let mut bytes = self.0.borrow_mut();
+        if offset + buffer.len() as u64 > bytes.size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if bytes.fail_writes > 0 {
+            bytes.fail_writes -= 1;
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        bytes.writes += 1;
+        bytes.write(offset, buffer, true);
+        Ok(())
+    }
+}
+
+/// What is under way on a memory device.
+#[derive(Debug)]
+enum Running {
+    Read { tag: Tag, offset: u64, buffer: AlignedBuf },
+    Write { tag: Tag, flight: u64, durable: bool },
+    Flush { tag: Tag },
+}
+
+/// A region of a [`Disk`].
+#[derive(Debug)]
+pub struct MemoryDevice {
+    disk: Disk,
+    base: u64,
+    len: u64,
+    queue: VecDeque<(Tag, Operation)>,
+    running: VecDeque<Running>,
+    held: bool,
+}
+
+impl MemoryDevice {
+    /// While held, `reap` gives nothing: tests finish operations one by one with [`MemoryDevice::finish`].
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// How many operations are under way.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Finishes the operation at `index` of those under way.
+    pub fn finish(&mut self, index: usize, done: &mut Vec<Completion>) {
+        let Some(running) = self.running.remove(index) else { return };
+        let mut bytes = self.disk.0.borrow_mut();
+        let fails = !matches!(running, Running::Read { .. }) && bytes.fail_writes > 0;
+        if fails {
+            bytes.fail_writes -= 1;
+        }
+        let result = if fails { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) };
+        let (tag, buffer) = match running {
+            Running::Read { tag, offset, mut buffer } => {
+                bytes.read(self.base + offset, &mut buffer);
+                (tag, Some(buffer))
+            }
+            Running::Write { tag, flight, durable } => {
+                let (offset, buffer) = bytes.flying.remove(&flight).expect("kept since it was started");
+                if !fails {
+                    bytes.writes += 1;
+                    bytes.write(offset, &buffer, durable);
+                }
+                (tag, Some(buffer))
+            }
+            Running::Flush { tag } => {
+                if !fails {
+                    bytes.flush();
+                }
+                (tag, None)
+            }
+        };
+        done.push(Completion { tag, buffer, result });
+    }
+}
+
+impl Device for MemoryDevice {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn submit(&mut self, tag: Tag, operation: Operation) {
+        if let Operation::Read { offset, buffer } | Operation::Write { offset, buffer, .. } = &operation {
+            assert!(offset + buffer.len() as u64 <= self.len, "operation outside the region");
+            assert!(offset.is_multiple_of(BLOCK_SIZE), "operation not aligned");
+        }
+        self.queue.push_back((tag, operation));
+    }
+
+    fn kick(&mut self) {
+        for (tag, operation) in self.queue.drain(..) {
+            let running = match operation {
+                Operation::Read { offset, buffer } => Running::Read { tag, offset, buffer },
+                Operation::Write { offset, buffer, durable } => {
+                    let mut bytes = self.disk.0.borrow_mut();
+                    let flight = bytes.next_flight;
+                    bytes.next_flight += 1;
+                    bytes.flying.insert(flight, (self.base + offset, buffer));
+                    Running::Write { tag, flight, durable }
+                }
+                Operation::Flush => Running::Flush { tag },
+            };
+            self.running.push_back(running);
+        }
+    }
+
+    fn reap(&mut self, done: &mut Vec<Completion>) {
+        while !self.held && !self.running.is_empty() {
+            self.finish(0, done);
+        }
+    }
+
+    fn wake_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn filled(byte: u8) -> AlignedBuf {
+        let mut buffer = AlignedBuf::zeroed(4096);
+        buffer.fill(byte);
+        buffer
+    }
+
+    #[test]
+    fn durable_survives_and_the_rest_is_old_or_new() {
+        let (mut lost, mut kept) = (0, 0);
+        for seed in 0..64 {
+            let mut disk = Disk::new(1 << 20);
+            let mut device = disk.device(4096, 8192);
+            device.submit(Tag(1), Operation::Write { offset: 0, buffer: filled(1), durable: true });
+            device.submit(Tag(2), Operation::Write { offset: 4096, buffer: filled(2), durable: false });
+            device.kick();
+            let mut done = Vec::new();
+            device.reap(&mut done);
+            assert_eq!(done.len(), 2);
+            drop(device);
+            disk.crash(&mut Random::new(seed));
+            let mut buffer = AlignedBuf::zeroed(8192);
+            disk.read_at(4096, &mut buffer).unwrap();
+            assert!(buffer[..4096].iter().all(|byte| *byte == 1));
+            if buffer[4096..].iter().all(|byte| *byte == 0) {
+                lost += 1;
+            } else if buffer[4096..].iter().all(|byte| *byte == 2) {
+                kept += 1;
+            }
+        }
+        assert!(lost > 5 && kept > 5, "{lost} {kept}");
+    }
+}

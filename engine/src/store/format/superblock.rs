@@ -1,0 +1,63 @@
+//! One copy of the superblock: one block of 4 KiB.
+
+use engine_core::ids::{BootCount, ClusterId, DeviceId};
+
+use super::{Cursor, Malformed, Reader, Sink, VERSION, crc};
+use crate::device::buffer::AlignedBuf;
+use crate::store::superblock::{Geometry, Superblock};
+
+const MAGIC: &[u8; 8] = b"BRKWATER";
+/// Magic, version, features, checksum algorithm, ids, boot, shape; the checksum of it all follows.
+const LEN: usize = 8 + 4 + 8 + 4 + 16 + 16 + 2 + 8 + 8 + 2 + 8;
+/// CRC-32 (IEEE), seeded as `engine_core::record::sum_seed` says.
+const CHECKSUM_CRC32: u32 = 1;
+
+pub(crate) fn encode_superblock(superblock: &Superblock) -> AlignedBuf {
+    let mut buffer = AlignedBuf::zeroed(4096);
+    let mut sink = Cursor::new(&mut buffer);
+    sink.put(MAGIC);
+    sink.u32(VERSION);
+    sink.u64(superblock.features);
+    sink.u32(CHECKSUM_CRC32);
+    sink.u128(superblock.cluster.0);
+    sink.u128(superblock.device.0);
+    sink.u16(superblock.node.0);
+    sink.u64(superblock.boot.0);
+    sink.u64(superblock.geometry.size);
+    sink.u16(superblock.geometry.shards);
+    sink.u64(superblock.geometry.wal_size);
+    let sum = crc(&buffer[..LEN]);
+    buffer[LEN..LEN + 4].copy_from_slice(&sum.to_le_bytes());
+    buffer
+}
+
+/// Whether the bytes claim to be a superblock of ours, of whatever version.
+pub(crate) fn is_ours(bytes: &[u8]) -> bool {
+    bytes.starts_with(MAGIC)
+}
+
+/// `Err(version)` when it is whole but of another version.
+pub(crate) fn decode_superblock(bytes: &[u8]) -> Result<Result<Superblock, u32>, Malformed> {
+    let mut reader = Reader::new(bytes, "superblock");
+    if reader.take(8)? != MAGIC {
+        return reader.bad();
+    }
+    let version = reader.u32()?;
+    if version != VERSION {
+        return Ok(Err(version));
+    }
+    let features = reader.u64()?;
+    let algorithm = reader.u32()?;
+    let cluster = ClusterId(reader.u128()?);
+    let device = DeviceId(reader.u128()?);
+    let node = reader.node()?;
+    let boot = BootCount(reader.u64()?);
+    let size = reader.u64()?;
+    let shards = reader.u16()?;
+    let wal_size = reader.u64()?;
+    if reader.u32()? != crc(&bytes[..LEN]) || algorithm != CHECKSUM_CRC32 {
+        return reader.bad();
+    }
+    let geometry = Geometry { size, shards, wal_size };
+    Ok(Ok(Superblock { features, cluster, node, device, boot, geometry }))
+}

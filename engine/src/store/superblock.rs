@@ -1,0 +1,342 @@
+//! Who a device belongs to and how it is divided. Formatting and opening, before any shard runs.
+//!
+//! Four copies, 256 KiB apart, in the first MiB; each is made durable before the next is touched, so a crash leaves
+//! whole copies of the old or the new one. The highest boot counter among the whole copies counts. Nothing is written
+//! before every check has passed, and formatting refuses anything that is not blank.
+
+use std::io;
+
+use engine_core::ids::{BootCount, ClusterId, DeviceId, NodeId};
+use engine_core::limits::{EXTENT_SIZE, META_BYTES_MAX, SCRATCH_SLABS_MIN, SHARDS_MAX, WAL_SIZE_MAX, WAL_SIZE_MIN};
+
+use super::format::{CheckpointHeader, decode_superblock, encode_body, encode_header, encode_superblock, is_ours};
+use super::map::Map;
+use crate::device::WholeDevice;
+use crate::device::buffer::AlignedBuf;
+
+const MIB: u64 = 1024 * 1024;
+/// Bytes before the first shard's region.
+const HEAD: u64 = MIB;
+const COPIES: [u64; 4] = [0, 256 * 1024, 512 * 1024, 768 * 1024];
+/// Smallest useful room for data of one shard: a segment of 64 MiB and the scratch slabs.
+const DATA_MIN: u64 = 64 * MIB + SCRATCH_SLABS_MIN * EXTENT_SIZE;
+
+/// How a device is divided. Fixed when it is formatted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes of the device that are used.
+    pub size: u64,
+    /// Equal regions, one per shard.
+    pub shards: u16,
+    /// Bytes of each shard's WAL.
+    pub wal_size: u64,
+}
+
+/// Where things are in one shard's region; offsets are relative to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// Which shard.
+    pub shard: u16,
+    /// First byte on the device.
+    pub base: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Bytes of the WAL, which comes first.
+    pub(crate) wal: u64,
+    /// Bytes of each of the two checkpoint areas behind it.
+    pub(crate) area: u64,
+    /// Slabs behind them.
+    pub(crate) slabs: u32,
+    /// Slabs nobody books (I13).
+    pub(crate) scratch: u32,
+}
+
+impl Region {
+    pub(crate) const fn area_at(&self, which: u64) -> u64 {
+        self.wal + self.area * which
+    }
+
+    pub(crate) const fn slab_at(&self, slab: u32) -> u64 {
+        self.wal + self.area * 2 + slab as u64 * EXTENT_SIZE
+    }
+
+    /// Extents replicas can book.
+    #[must_use]
+    pub const fn capacity(&self) -> u64 {
+        (self.slabs - self.scratch) as u64
+    }
+}
+
+/// Bytes of a checkpoint area for so many slabs: the header, an entry for each extent a replica may have, and each
+/// replica's state (a replica has at least 512 extents; tests make smaller ones, in smaller numbers).
+const fn area_len(slabs: u64) -> u64 {
+    let replicas = 64 + slabs / 256;
+    (4096 + slabs * 160 + replicas * (META_BYTES_MAX as u64 + 64)).next_multiple_of(64 * 1024)
+}
+
+impl Geometry {
+    /// Divides `size` bytes.
+    ///
+    /// # Errors
+    /// With the figures, when there is too little space or a setting is out of its bounds.
+    pub fn plan(size: u64, shards: u16, wal_size: u64) -> Result<Self, FormatError> {
+        let settings = FormatError::BadSettings { shards, wal_size };
+        if shards == 0 || shards > SHARDS_MAX || !(WAL_SIZE_MIN..=WAL_SIZE_MAX).contains(&wal_size) {
+            return Err(settings);
+        }
+        if !wal_size.is_multiple_of(MIB) {
+            return Err(settings);
+        }
+        let area = area_len(DATA_MIN / EXTENT_SIZE);
+        let needed = HEAD + u64::from(shards) * (wal_size + 2 * area + DATA_MIN + 2 * MIB).next_multiple_of(MIB);
+        if size < needed {
+            return Err(FormatError::TooSmall { size, needed, shards, wal_size });
+        }
+        Ok(Self { size: size - size % MIB, shards, wal_size })
+    }
+
+    /// One shard's region.
+    #[must_use]
+    pub fn region(&self, shard: u16) -> Region {
+        assert!(shard < self.shards, "no such shard");
+        let len = (self.size - HEAD) / u64::from(self.shards) / MIB * MIB;
+        let room = len - self.wal_size;
+        // The largest number of slabs that fits with its two areas.
+        let mut slabs = room / EXTENT_SIZE;
+        while slabs > 0 && slabs * EXTENT_SIZE + 2 * area_len(slabs) > room {
+            slabs -= (slabs * EXTENT_SIZE + 2 * area_len(slabs) - room).div_ceil(EXTENT_SIZE).max(1).min(slabs);
+        }
+        let slabs = u32::try_from(slabs).unwrap_or(u32::MAX - 1);
+        #[allow(clippy::cast_possible_truncation)] // 64
+        let scratch = (slabs / 50).max(SCRATCH_SLABS_MIN as u32).min(slabs);
+        let base = HEAD + len * u64::from(shard);
+        Region { shard, base, len, wal: self.wal_size, area: area_len(u64::from(slabs)), slabs, scratch }
+    }
+
+    fn is_sane(&self) -> bool {
+        let regions = u64::from(self.shards) * self.wal_size.saturating_add(4 * MIB);
+        (1..=SHARDS_MAX).contains(&self.shards)
+            && self.wal_size.is_multiple_of(4096)
+            && (64 * 1024..=WAL_SIZE_MAX).contains(&self.wal_size)
+            && self.size.is_multiple_of(MIB)
+            && self.size > HEAD.saturating_add(regions)
+    }
+}
+
+/// A device's identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Superblock {
+    /// Features a reader must know; none exists yet.
+    pub features: u64,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeId,
+    /// This device.
+    pub device: DeviceId,
+    /// How often it was opened (I9).
+    pub boot: BootCount,
+    /// How it is divided.
+    pub geometry: Geometry,
+}
+
+/// Why a device was not opened. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// All zero.
+    #[error("the device is not formatted (it is blank)")]
+    NotFormatted,
+    /// Something else is on it.
+    #[error(
+        "the device holds something that is not Breakwater's; nothing was written. Wipe it yourself if it may go, or name another device"
+    )]
+    Foreign,
+    /// Formatted for another cluster.
+    #[error("the device belongs to cluster {found}, this node to cluster {expected}; nothing was written")]
+    OtherCluster {
+        /// On the device.
+        found: ClusterId,
+        /// This node's.
+        expected: ClusterId,
+    },
+    /// Formatted for another node.
+    #[error("the device belongs to node {found}, this is node {expected}; nothing was written")]
+    OtherNode {
+        /// On the device.
+        found: NodeId,
+        /// This node.
+        expected: NodeId,
+    },
+    /// Smaller than when it was formatted.
+    #[error("the device has shrunk: it was formatted with {expected} bytes and has {actual} now; nothing was written")]
+    Shrunk {
+        /// When formatted.
+        expected: u64,
+        /// Now.
+        actual: u64,
+    },
+    /// Written by another version of the program.
+    #[error(
+        "the device has format version {0} (features {1:#x}), which this program does not know; nothing was written"
+    )]
+    UnknownVersion(u32, u64),
+    /// It is ours, and no copy is whole.
+    #[error("the device is Breakwater's, but {0}; nothing was written. Its replicas must come from the other nodes")]
+    Damaged(&'static str),
+    /// The device cannot be read or written.
+    #[error("the device fails: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Why a device was not formatted. Nothing was written, except after [`FormatError::Io`].
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// There is something on it.
+    #[error("the device is not blank; nothing was written. Wipe it yourself if its content may go")]
+    NotBlank,
+    /// Too small for its settings.
+    #[error(
+        "the device has {size} bytes; {shards} shards with a WAL of {wal_size} bytes each need at least {needed}; nothing was written"
+    )]
+    TooSmall {
+        /// Bytes there.
+        size: u64,
+        /// Bytes needed.
+        needed: u64,
+        /// As asked.
+        shards: u16,
+        /// As asked.
+        wal_size: u64,
+    },
+    /// Settings out of their bounds.
+    #[error(
+        "{shards} shards with a WAL of {wal_size} bytes: shards must be 1 to {SHARDS_MAX}, the WAL whole MiB from {WAL_SIZE_MIN} to {WAL_SIZE_MAX}"
+    )]
+    BadSettings {
+        /// As asked.
+        shards: u16,
+        /// As asked.
+        wal_size: u64,
+    },
+    /// The device cannot be read or written.
+    #[error("the device fails: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Formats a blank device for its owner; the boot counter starts at 0.
+///
+/// # Errors
+/// [`FormatError`].
+pub fn format(device: &mut impl WholeDevice, superblock: &Superblock) -> Result<(), FormatError> {
+    let size = device.size();
+    for offset in [0, size.saturating_sub(size % 4096).saturating_sub(HEAD)] {
+        if !is_blank(device, offset, HEAD.min(size))? {
+            return Err(FormatError::NotBlank);
+        }
+    }
+    // An empty checkpoint for each shard first: a superblock must never name regions that are not ready. The second
+    // area and the WAL may hold anything: they do not carry the new device id.
+    for shard in 0..superblock.geometry.shards {
+        let region = superblock.geometry.region(shard);
+        let body = encode_body(&Map::default());
+        let mut block = AlignedBuf::zeroed(4096);
+        block[..body.len()].copy_from_slice(&body);
+        let header = CheckpointHeader {
+            device: superblock.device,
+            shard,
+            number: 1,
+            boot: superblock.boot,
+            position: 0,
+            batch: 1,
+            len: body.len() as u64,
+            sum: super::format::crc(&body),
+        };
+        device.write_at(region.base + region.area_at(0) + 4096, &block)?;
+        device.write_at(region.base + region.area_at(0), &encode_header(&header))?;
+    }
+    write_copies(device, superblock)?;
+    Ok(())
+}
+
+/// Reads who a device belongs to. Writes nothing.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn read(device: &mut impl WholeDevice) -> Result<Superblock, OpenError> {
+    let size = device.size();
+    let mut best: Option<Superblock> = None;
+    let (mut ours, mut other) = (false, None);
+    for offset in COPIES.into_iter().filter(|offset| offset + 4096 <= size) {
+        let mut block = AlignedBuf::zeroed(4096);
+        // A block that cannot be read is one damaged copy.
+        if device.read_at(offset, &mut block).is_err() {
+            continue;
+        }
+        ours |= is_ours(&block);
+        match decode_superblock(&block) {
+            Ok(Ok(found)) if best.is_none_or(|best| best.boot < found.boot) => best = Some(found),
+            Ok(Err(version)) => other = Some(version),
+            Ok(Ok(_)) | Err(_) => {}
+        }
+    }
+    let Some(found) = best else {
+        return Err(match other {
+            Some(version) => OpenError::UnknownVersion(version, 0),
+            None if ours => OpenError::Damaged("no copy of its superblock is whole"),
+            None if is_blank(device, 0, HEAD.min(size))? => OpenError::NotFormatted,
+            None => OpenError::Foreign,
+        });
+    };
+    if found.features != 0 {
+        return Err(OpenError::UnknownVersion(super::format::VERSION, found.features));
+    }
+    if !found.geometry.is_sane() {
+        return Err(OpenError::Damaged("its superblock makes no sense"));
+    }
+    if found.geometry.size > size {
+        return Err(OpenError::Shrunk { expected: found.geometry.size, actual: size });
+    }
+    Ok(found)
+}
+
+/// Reads, checks the owner, and counts this boot durably.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn open(device: &mut impl WholeDevice, cluster: ClusterId, node: NodeId) -> Result<Superblock, OpenError> {
+    let mut superblock = read(device)?;
+    if superblock.cluster != cluster {
+        return Err(OpenError::OtherCluster { found: superblock.cluster, expected: cluster });
+    }
+    if superblock.node != node {
+        return Err(OpenError::OtherNode { found: superblock.node, expected: node });
+    }
+    superblock.boot = superblock.boot.next();
+    write_copies(device, &superblock)?;
+    Ok(superblock)
+}
+
+fn write_copies(device: &mut impl WholeDevice, superblock: &Superblock) -> io::Result<()> {
+    let block = encode_superblock(superblock);
+    COPIES.into_iter().try_for_each(|offset| device.write_at(offset, &block))
+}
+
+fn is_blank(device: &mut impl WholeDevice, offset: u64, len: u64) -> io::Result<bool> {
+    let mut buffer = AlignedBuf::zeroed(64 * 1024);
+    for at in (offset..(offset + len).min(device.size())).step_by(4096 * 16) {
+        let left = device.size() - at;
+        if left < buffer.len() as u64 {
+            // The last blocks of a device that is no multiple of 64 KiB.
+            let whole = usize::try_from(left - left % 4096).unwrap_or(0);
+            if whole == 0 {
+                break;
+            }
+            buffer = AlignedBuf::zeroed(whole);
+        }
+        device.read_at(at, &mut buffer)?;
+        if buffer.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

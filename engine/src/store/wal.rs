@@ -1,0 +1,130 @@
+//! The WAL: a ring of batches, one in flight at a time.
+//!
+//! Whatever is queued while a batch is in flight goes into the next one; when nothing is in flight it goes at once.
+//! Space: ordinary persists use up to 3/8 of the ring between two checkpoints. So when a checkpoint is taken, all that
+//! its logs still hold fits behind it a second time (I15), beside what is written meanwhile.
+
+use std::collections::VecDeque;
+
+use engine_core::ids::{SegmentId, Seq};
+use engine_core::limits::{BATCH_BYTES, BLOCK_SIZE};
+
+use super::Ticket;
+use super::format::{BATCH_HEADER, WalRecord, record_len};
+
+/// Where the next batch goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ring {
+    pub(crate) size: u64,
+    /// Position of the next batch.
+    pub(crate) head: u64,
+    /// Number of the next batch.
+    pub(crate) number: u64,
+    /// Bytes from where recovery would begin to the head, skipped ends of the ring included.
+    pub(crate) used: u64,
+    /// Bytes since the last checkpoint was taken (durable yet or not).
+    pub(crate) since: u64,
+}
+
+impl Ring {
+    /// Position and cost of a batch with so many bytes of records. A batch never wraps: it skips the ring's end.
+    fn place(&self, bytes: u64) -> (u64, u64) {
+        let len = (bytes + BATCH_HEADER as u64).next_multiple_of(BLOCK_SIZE);
+        if self.head + len <= self.size { (self.head, len) } else { (0, len + self.size - self.head) }
+    }
+
+    pub(crate) fn cost(&self, bytes: u64) -> u64 {
+        self.place(bytes).1
+    }
+
+    /// Takes the place of a batch.
+    pub(crate) fn advance(&mut self, bytes: u64) -> (u64, u64) {
+        let (position, cost) = self.place(bytes);
+        assert!(self.used + cost <= self.size, "the WAL never overtakes itself");
+        let number = self.number;
+        self.head = position + (bytes + BATCH_HEADER as u64).next_multiple_of(BLOCK_SIZE);
+        self.number += 1;
+        self.used += cost;
+        self.since += cost;
+        (position, number)
+    }
+
+    /// Bytes of records after which a batch is full.
+    pub(crate) fn batch_bytes(&self) -> u64 {
+        BATCH_BYTES.min(self.size / 16)
+    }
+
+    /// The largest persist.
+    pub(crate) fn persist_max(&self) -> u64 {
+        self.size / 4 - BLOCK_SIZE
+    }
+}
+
+/// Records that become durable together.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) records: Vec<WalRecord>,
+    pub(crate) bytes: u64,
+    pub(crate) ticket: Option<Ticket>,
+}
+
+impl Queued {
+    pub(crate) fn new(records: Vec<WalRecord>, ticket: Option<Ticket>) -> Self {
+        let bytes = records.iter().map(record_len).sum();
+        Self { records, bytes, ticket }
+    }
+}
+
+/// A batch under way.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    pub(crate) items: Vec<Queued>,
+    /// Entries that are written again: nothing changes in memory when they are durable.
+    pub(crate) relogged: Vec<WalRecord>,
+}
+
+/// The ring, what waits for it, and what is under way.
+#[derive(Debug)]
+pub(crate) struct Wal {
+    pub(crate) ring: Ring,
+    /// The core's persists, in order. Bounded by the windows of the segments.
+    pub(crate) queue: VecDeque<Queued>,
+    /// The store's own small records; they go first and may use more of the ring, since they lead to its trimming.
+    pub(crate) own: VecDeque<Queued>,
+    /// Log entries to be written again behind the checkpoint that was taken.
+    pub(crate) relog: VecDeque<(SegmentId, u64, Seq)>,
+    pub(crate) flight: Option<Flight>,
+}
+
+impl Wal {
+    pub(crate) fn new(ring: Ring) -> Self {
+        Self { ring, queue: VecDeque::new(), own: VecDeque::new(), relog: VecDeque::new(), flight: None }
+    }
+
+    /// Room kept for writing `log_bytes` again, padding and skipped ends included.
+    fn reserve(&self, log_bytes: u64) -> u64 {
+        log_bytes + log_bytes / 4 + self.ring.size / 16
+    }
+
+    /// Whether a batch of so many bytes of records may hold an ordinary persist.
+    pub(crate) fn admits(&self, bytes: u64, log_bytes: u64) -> bool {
+        let cost = self.ring.cost(bytes);
+        let again = if self.relog.is_empty() { 0 } else { self.reserve(log_bytes) };
+        self.ring.since + cost <= self.ring.size / 8 * 3 && self.ring.used + cost + again <= self.ring.size
+    }
+
+    /// Whether a batch of so many bytes may hold the store's own records.
+    pub(crate) fn admits_own(&self, bytes: u64, log_bytes: u64) -> bool {
+        let cost = self.ring.cost(bytes) + self.reserve(log_bytes);
+        self.ring.since + cost <= self.ring.size && self.ring.used + cost <= self.ring.size
+    }
+
+    /// The next persist has to wait for a checkpoint.
+    pub(crate) fn is_blocked(&self, log_bytes: u64) -> bool {
+        self.queue.front().is_some_and(|next| !self.admits(next.bytes, log_bytes))
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.flight.is_none() && self.queue.is_empty() && self.own.is_empty() && self.relog.is_empty()
+    }
+}
