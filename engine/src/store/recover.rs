@@ -193,7 +193,7 @@ fn conclude(map: &mut Map, wal: &mut Wal, damaged: bool) -> Vec<Recovered> {
         let tail = replica.tail();
         let last = tail.last().map_or(replica.commit, |entry| entry.seq);
         let gap = replica.log.range(last.next()..).next().is_some();
-        let member = matches!(replica.meta.standing, Standing::Member | Standing::Joining);
+        let member = matches!(replica.meta.standing, Standing::Member | Standing::Joining { .. });
         let mut records = Vec::new();
         if gap {
             replica.hold(last);

@@ -180,7 +180,7 @@ fn put_meta_fields(sink: &mut impl Sink, meta: &Meta, config: &Config) {
     let (kind, base) = match meta.standing {
         Standing::Member => (0, Seq(0)),
         Standing::Candidate { base } => (1, base),
-        Standing::Joining => (2, Seq(0)),
+        Standing::Joining { base } => (2, base),
         Standing::Stale { base } => (3, base),
     };
     sink.u8(kind);
@@ -210,7 +210,7 @@ pub(super) fn take_meta(reader: &mut Reader<'_>) -> Result<Meta, Malformed> {
     let standing = match kind {
         0 => Standing::Member,
         1 => Standing::Candidate { base },
-        2 => Standing::Joining,
+        2 => Standing::Joining { base },
         3 => Standing::Stale { base },
         _ => return reader.bad(),
     };
