@@ -1,0 +1,23 @@
+//! `nodectl bench`: how fast it is, with the percentiles that matter.
+
+pub(crate) mod cpu;
+pub(crate) mod io;
+
+use clap::Subcommand;
+
+use crate::Global;
+use crate::failure::Failure;
+
+/// Measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Reads and writes of one volume, by the native client or through NBD. Overwrites the volume's data.
+    Io(io::Args),
+}
+
+/// Runs one of them.
+pub(crate) fn run(global: &Global, bench: Bench) -> Result<(), Failure> {
+    match bench {
+        Bench::Io(args) => io::run(global, args),
+    }
+}

@@ -1,0 +1,199 @@
+//! `nodectl volume`: volumes, made, changed, explained and deleted. Attaching is in `attach`.
+
+use clap::Subcommand;
+use engine::authority::api::{CreateVolume, Explain, ExplainSegment, Spread, VolumeInfo};
+
+use crate::Global;
+use crate::attach;
+use crate::failure::Failure;
+use crate::output::Table;
+use crate::units;
+
+/// Volumes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Volume {
+    /// All volumes.
+    Ls,
+    /// One volume.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Make a volume.
+    Create(Create),
+    /// Delete a volume and everything on it.
+    Delete {
+        /// Its name.
+        name: String,
+        /// Only say what would be deleted.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Make a volume larger.
+    Resize {
+        /// Its name.
+        name: String,
+        /// The new size.
+        #[arg(long, value_parser = units::parse_size)]
+        size: u64,
+    },
+    /// Attach a volume here and serve it by NBD until SIGINT or SIGTERM. Any older attachment is fenced off.
+    Attach(attach::Args),
+    /// End whichever attachment the volume has; who used it is fenced off.
+    Detach {
+        /// Its name.
+        name: String,
+    },
+    /// Why each segment is in the condition it is in, and what happens next.
+    Explain {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// What over the copies are spread.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Over {
+    /// Each copy on another node.
+    Node,
+    /// Each copy in another zone.
+    Zone,
+}
+
+/// Arguments of `volume create`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Create {
+    /// Its name: 1 to 64 of a-z A-Z 0-9 . _ -.
+    name: String,
+    /// Its size, such as 4G.
+    #[arg(long, value_parser = units::parse_size)]
+    size: u64,
+    /// Copies of each segment [default: 3].
+    #[arg(long)]
+    copies: Option<u8>,
+    /// Fewest copies that may acknowledge writes [default: 2].
+    #[arg(long)]
+    min_copies: Option<u8>,
+    /// Bytes of a segment, a power of two [default: 1G].
+    #[arg(long, value_parser = units::parse_size)]
+    segment_size: Option<u64>,
+    /// Keep all copies in this zone.
+    #[arg(long, conflicts_with = "spread")]
+    zone: Option<String>,
+    /// What copies are spread over [default: zone where there are as many zones as copies, else node].
+    #[arg(long, value_enum)]
+    spread: Option<Over>,
+}
+
+impl From<Create> for CreateVolume {
+    fn from(create: Create) -> Self {
+        let spread = create.spread.map(|over| match over {
+            Over::Node => Spread::Node,
+            Over::Zone => Spread::Zone,
+        });
+        Self {
+            name: create.name,
+            size: create.size,
+            copies: create.copies,
+            min_copies: create.min_copies,
+            segment_size: create.segment_size,
+            zone: create.zone,
+            spread,
+        }
+    }
+}
+
+/// Runs one of them.
+pub(crate) fn run(global: &Global, command: Volume) -> Result<(), Failure> {
+    let (api, format) = (global.api()?, global.output);
+    match command {
+        Volume::Ls => format.show(&api.volumes()?, |volumes| table(volumes)),
+        Volume::Show { name } => format.show(&api.volume(&name)?, detail),
+        Volume::Create(create) => format.show(&api.create(&create.into())?, detail),
+        Volume::Delete { name, dry_run: true } => {
+            format.show(&api.volume(&name)?, |volume| format!("would delete:\n{}", detail(volume)))
+        }
+        Volume::Delete { name, dry_run: false } => {
+            format.show(&api.delete(&name)?, |volume| format!("{} is deleted", volume.name))
+        }
+        Volume::Resize { name, size } => format.show(&api.resize(&name, size)?, detail),
+        Volume::Attach(args) => attach::run(global, &args),
+        Volume::Detach { name } => {
+            format.show(&api.detach(&name, None)?, |volume| format!("{} is detached", volume.name))
+        }
+        Volume::Explain { name } => format.show(&api.explain(&name)?, explain),
+    }
+}
+
+fn table(volumes: &[VolumeInfo]) -> String {
+    let mut table =
+        Table::new(["name", "size", "copies", "state", "segments", "full", "degraded", "stuck", "attached"]);
+    for volume in volumes {
+        table.row([
+            volume.name.clone(),
+            units::size(volume.size),
+            volume.copies.to_string(),
+            volume.state.clone(),
+            volume.segments.total.to_string(),
+            volume.segments.full.to_string(),
+            volume.segments.degraded.to_string(),
+            (volume.segments.read_only + volume.segments.stuck).to_string(),
+            volume.attached.clone().unwrap_or_default(),
+        ]);
+    }
+    table.to_string()
+}
+
+fn detail(volume: &VolumeInfo) -> String {
+    let mut table = Table::new(["what", "value"]);
+    let mut row = |what: &str, value: String| table.row([what.to_owned(), value]);
+    row("volume", format!("{} ({})", volume.name, volume.id));
+    row("state", volume.state.clone());
+    row("size", units::size(volume.size));
+    row("segment size", units::size(volume.segment_size));
+    row("copies", format!("{}, at least {} to write", volume.copies, volume.min_copies));
+    let spread = match volume.spread {
+        Spread::Node => "node",
+        Spread::Zone => "zone",
+    };
+    row("copies on another", spread.to_owned());
+    if let Some(zone) = &volume.zone {
+        row("kept in zone", zone.clone());
+    }
+    let attached = volume.attached.clone().unwrap_or_else(|| "nobody".to_owned());
+    row("attached by", format!("{attached} (generation {})", volume.generation.0));
+    let s = &volume.segments;
+    row(
+        "segments",
+        format!("{}: {} full, {} degraded, {} read-only, {} stuck", s.total, s.full, s.degraded, s.read_only, s.stuck),
+    );
+    table.to_string()
+}
+
+fn explain(explain: &Explain) -> String {
+    let mut text = detail(&explain.volume);
+    for segment in &explain.segments {
+        text.push_str("\n\n");
+        text.push_str(&explain_segment(segment));
+    }
+    text
+}
+
+fn explain_segment(segment: &ExplainSegment) -> String {
+    let mut table = Table::new(["node", "zone", "role", "state", "copied"]);
+    for replica in &segment.replicas {
+        table.row([
+            replica.node.to_string(),
+            replica.zone.clone(),
+            replica.role.clone(),
+            if replica.up { "up" } else { "down" }.to_owned(),
+            replica.copied.map_or_else(String::new, |(copied, left)| {
+                format!("{} of {}", units::size(copied), units::size(copied + left))
+            }),
+        ]);
+    }
+    format!(
+        "segment {}: {}, epoch {}\n  why:  {}\n  next: {}\n{table}",
+        segment.segment, segment.condition, segment.config.epoch.0, segment.why, segment.next
+    )
+}
