@@ -79,9 +79,12 @@ async fn serve(api: &Api, format: Format, args: &Args) -> Result<(), Failure> {
         }
     }
     if fenced? {
-        return Err(Failure::new(Exit::IllegalState, format!("{name} was attached by somebody else; this gateway was fenced off"))
-            .untouched("every write acknowledged here is kept")
-            .next(format!("nodectl volume show {name} says who has it")));
+        return Err(Failure::new(
+            Exit::IllegalState,
+            format!("{name} was attached by somebody else; this gateway was fenced off"),
+        )
+        .untouched("every write acknowledged here is kept")
+        .next(format!("nodectl volume show {name} says who has it")));
     }
     Ok(())
 }

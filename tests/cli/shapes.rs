@@ -1,0 +1,61 @@
+//! The JSON that programs rely on, against an authority that always says the same.
+
+use serde_json::{Value, json};
+
+use crate::authority::stranger;
+use crate::exits;
+
+fn shown(document: &Value, args: &[&str]) -> Value {
+    let url = stranger("200 OK", Some(document.to_string()));
+    let mut all = vec!["--authority", &url, "-o", "json"];
+    all.extend(args);
+    let (stdout, _) = exits(0, &all);
+    assert_eq!(stdout.lines().count(), 1, "one document");
+    serde_json::from_str(&stdout).unwrap()
+}
+
+fn segments() -> Value {
+    json!({"total": 8, "full": 6, "degraded": 1, "read_only": 1, "stuck": 0})
+}
+
+fn volume() -> Value {
+    json!({
+        "id": 7, "name": "v", "size": 4_u64 << 30, "segment_size": 1 << 30, "copies": 3, "min_copies": 2,
+        "spread": "zone", "zone": null, "state": "ready", "generation": 2, "attached": null, "segments": segments()
+    })
+}
+
+#[test]
+fn status_has_what_the_contract_names() {
+    let status = json!({
+        "cluster": "000102030405060708090a0b0c0d0e0f", "revision": 12, "health": "degraded", "segments": segments(),
+        "remirror": {"active": 1, "parked": 0, "bytes_per_second": 1024, "bytes_total": 4096},
+        "nodes_up": 5, "nodes_total": 6, "capacity": 1000, "booked": 500, "used": 100
+    });
+    assert_eq!(shown(&status, &["status"]), status);
+}
+
+#[test]
+fn volumes_and_nodes_come_as_the_api_says_them() {
+    assert_eq!(shown(&volume(), &["volume", "show", "v"]), volume());
+    assert_eq!(shown(&json!([volume()]), &["volume", "ls"]), json!([volume()]));
+    assert_eq!(shown(&volume(), &["volume", "create", "v", "--size", "4G"]), volume());
+    assert_eq!(shown(&volume(), &["volume", "delete", "v"]), volume());
+    assert_eq!(shown(&volume(), &["volume", "delete", "v", "--dry-run"]), volume());
+    assert_eq!(shown(&volume(), &["volume", "resize", "v", "--size", "8G"]), volume());
+    assert_eq!(shown(&volume(), &["volume", "detach", "v"]), volume());
+    let node = json!({
+        "id": "n3", "zone": "a", "state": "up", "primary_addr": "127.0.0.1:1", "replication_addr": "127.0.0.1:2",
+        "capacity": 1, "booked": 1, "used": 1, "replicas": 1, "serving": 1, "shards": 1, "silent_ms": 1,
+        "copied_bytes": 0, "corrupt_blocks": 0
+    });
+    assert_eq!(shown(&node, &["node", "show", "n3"]), node);
+    assert_eq!(shown(&json!([node]), &["node", "ls"]), json!([node]));
+}
+
+#[test]
+fn tables_are_for_people() {
+    let url = stranger("200 OK", Some(volume().to_string()));
+    let (stdout, _) = exits(0, &["--authority", &url, "volume", "show", "v"]);
+    assert!(stdout.contains("4 GiB") && stdout.contains("3, at least 2 to write"), "{stdout}");
+}
