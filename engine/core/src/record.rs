@@ -1,4 +1,10 @@
 //! What a replica makes durable, and the data it is made of. The store gives these types their bytes (`store/format`).
+//!
+//! The one thing here that is bytes already is a list of checksums ([`Blocks::sums`]):
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 4i..4i + 4 | checksum of block i, little-endian |
 
 use alloc::vec::Vec;
 
@@ -52,6 +58,12 @@ impl Blocks {
         let at = index as usize * LEN;
         self.data.slice(at..at + LEN)
     }
+}
+
+/// A checksum as it stands in [`Blocks::sums`].
+#[must_use]
+pub const fn sum_bytes(sum: u32) -> [u8; 4] {
+    sum.to_le_bytes()
 }
 
 /// Where the checksum of a block starts from, so that a block read from a wrong place does not match (DESIGN: a

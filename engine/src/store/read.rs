@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use engine_core::ids::{BlockIndex, ExtentIndex, SegmentId};
 use engine_core::limits::{BLOCK_SIZE, EXTENT_BLOCKS};
-use engine_core::record::{Blocks, ExtentCopy, sum_seed};
+use engine_core::record::{Blocks, ExtentCopy, sum_bytes, sum_seed};
 
 use super::map::{Replica, Source};
 use super::shard::{Purpose, ShardStore};
@@ -209,7 +209,7 @@ fn collect(
                 want
             }
         };
-        sums.extend_from_slice(&sum.to_le_bytes());
+        sums.extend_from_slice(&sum_bytes(sum));
         present |= 1u32.wrapping_shl(block % EXTENT_BLOCKS);
     }
     let whole = from_home == pieces.len()
