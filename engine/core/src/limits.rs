@@ -48,6 +48,10 @@ pub const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 pub const WAITING_MAX: usize = 512;
 /// Requests a client has in flight in one segment; further ones wait in the client.
 pub const CLIENT_INFLIGHT_MAX: usize = 256;
+/// Requests a client holds for one volume, sent or not; callers of further ones wait.
+pub const CLIENT_REQUESTS_MAX: usize = 4096;
+/// Bytes of writes a client holds for one volume; callers of further ones wait.
+pub const CLIENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Client connections of one node; one more is closed at once.
 pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
 /// Messages waiting for one connection's socket before its segment's work waits (peers) or it is closed (clients).
@@ -134,6 +138,14 @@ pub const PERMIT_TTL: Span = Span::seconds(30);
 pub const REDIAL_MIN: Span = Span::millis(20);
 /// See [`REDIAL_MIN`].
 pub const REDIAL_MAX: Span = Span::millis(2000);
+/// Shortest and longest pause of a client before it tries again: at first it is quick, so that failovers are.
+pub const RETRY_MIN: Span = Span::millis(20);
+/// See [`RETRY_MIN`].
+pub const RETRY_MAX: Span = Span::millis(500);
+/// A client that waited this long for a reply asks other members whether the configuration changed.
+pub const CLIENT_PATIENCE: Span = Span::millis(500);
+/// A client that waited this long for a reply starts a new session and sends everything again.
+pub const CLIENT_RESEND_AFTER: Span = Span::seconds(10);
 /// A connection whose handshake is not done by then is closed.
 pub const HELLO_DEADLINE: Span = Span::millis(3000);
 /// A frame whose first byte came this long ago and which is not whole closes its connection.
@@ -161,6 +173,9 @@ const _: () = assert!(REQUEST_BYTES_MAX <= FRAME_PAYLOAD_MAX as u64);
 const _: () =
     assert!(OUTBOX_BYTES_MAX >= 2 * (FRAME_PAYLOAD_MAX + FRAME_BODY_MAX), "a largest frame never waits for ever");
 const _: () = assert!((FRAME_PAYLOAD_MAX as u64).is_multiple_of(BLOCK_SIZE) && TEXT_BYTES_MAX < HELLO_BODY_MAX);
+const _: () = assert!(CLIENT_REQUESTS_MAX <= OUTBOX_MAX && CLIENT_BYTES_MAX < OUTBOX_BYTES_MAX, "one client fits");
+const _: () = assert!(CLIENT_INFLIGHT_MAX <= WAITING_MAX && CLIENT_BYTES_MAX as u64 >= REQUEST_BYTES_MAX);
+const _: () = assert!(RETRY_MIN.0 < RETRY_MAX.0 && CLIENT_PATIENCE.0 < CLIENT_RESEND_AFTER.0);
 const _: () = assert!(BEAT_EVERY.0 * 3 < LEASE.0, "a lease survives two lost beats");
 const _: () = assert!(SILENCE.0 >= LEASE.0, "whoever suspects has let his own lease end");
 const _: () = assert!(NODE_SILENCE.0 >= 3 * REPORT_EVERY.0);
