@@ -5,6 +5,7 @@
 //! re-mirroring is made here: those are in `engine_core`.
 
 pub mod authority;
+pub mod client;
 pub mod device;
 pub mod gateway;
 pub mod store;

@@ -5,10 +5,13 @@
 //! as slices of the one buffer it was received into.
 
 pub(super) mod frame;
+mod sums;
 mod types;
 
 #[cfg(test)]
 pub(super) mod sample;
+
+pub use sums::{check_sums, with_sums};
 
 use bytes::Bytes;
 use engine_core::limits::{BLOCK_SIZE, FRAME_BODY_MAX, FRAME_PAYLOAD_MAX, LIST_MAX, TEXT_BYTES_MAX};
