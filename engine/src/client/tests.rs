@@ -355,7 +355,7 @@ fn a_write_whose_answer_was_lost_is_sent_again_before_later_ones() {
             volume.write(4096, pattern(4096, 3)),
             volume.write(8192, pattern(4096, 4)),
         );
-        (first.unwrap(), second.unwrap(), other.unwrap());
+        first.and(second).and(other).unwrap();
         assert_eq!(volume.read(4096, 4096).await.unwrap(), pattern(4096, 3));
         let log = cluster.world.borrow().log.clone();
         let sessions: Vec<(u64, u32)> = log.iter().map(|(session, block)| (session.0 - log[0].0.0, *block)).collect();
@@ -406,7 +406,7 @@ fn halves_of_one_block_written_at_the_same_time_both_survive() {
             let whole = pattern(4096, round + 2000);
             let (a, b, c) =
                 tokio::join!(volume.write(0, low.clone()), volume.write(3072, high.clone()), volume.write(4096, whole));
-            (a.unwrap(), b.unwrap(), c.unwrap());
+            a.and(b).and(c).unwrap();
             let read = volume.read(0, 4096).await.unwrap();
             assert_eq!((&read[..512], &read[3072..]), (&low[..], &high[..]), "round {round}");
         }
@@ -417,7 +417,7 @@ fn halves_of_one_block_written_at_the_same_time_both_survive() {
                 volume.write(4096 - 512, [&low[..], &low[..]].concat().into()),
                 volume.write(0, whole.clone())
             );
-            (a.unwrap(), b.unwrap());
+            a.and(b).unwrap();
             let read = volume.read(0, 8192).await.unwrap();
             assert_eq!((&read[..3584], &read[4608..]), (&whole[..3584], &whole[4608..]));
         }
