@@ -8,5 +8,6 @@ pub mod authority;
 pub mod client;
 pub mod device;
 pub mod gateway;
+pub mod node;
 pub mod store;
 pub mod wire;

@@ -1,6 +1,8 @@
 //! A segment's configuration: who holds it, who leads, who may write. Owned by the authority, changed only by
 //! compare-and-swap from one epoch to the next (I1).
 
+#[cfg(feature = "openapi")]
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +11,7 @@ use crate::ids::{Epoch, Generation, Incarnation, NodeId, SegmentId};
 
 /// One configuration of one segment. Two configurations of one segment with one epoch are the same configuration.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Config {
     /// The segment.
     pub segment: SegmentId,

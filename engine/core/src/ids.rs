@@ -4,6 +4,8 @@
 //! Nothing here compares epochs to decide anything: that is `epoch`'s work.
 
 use alloc::string::String;
+#[cfg(feature = "openapi")]
+use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
 
@@ -14,6 +16,7 @@ macro_rules! number {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
         #[serde(transparent)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
         pub struct $name(pub $inner);
 
         impl fmt::Display for $name {
@@ -66,6 +69,7 @@ number!(/// A permit to run one re-mirror.
 /// A storage node, as people write it: `n3`. Chosen by the operator, one per device, never 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String))]
 pub struct NodeId(pub u16);
 
 impl fmt::Display for NodeId {
@@ -112,6 +116,7 @@ impl From<NodeId> for String {
 
 /// A segment: the volume it belongs to and its index there. Never reused, because volume ids are not.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SegmentId {
     /// The volume.
     pub volume: VolumeId,
@@ -158,6 +163,7 @@ macro_rules! uuid {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String))]
         pub struct $name(pub u128);
 
         impl fmt::Display for $name {

@@ -4,6 +4,8 @@
 //! one chunk, so that one sequential stream uses several primaries. A group never changes once made; growing a
 //! volume adds a group. (docs/decisions/0003-striping.md)
 
+#[cfg(feature = "openapi")]
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,7 @@ use crate::limits::{BLOCK_SIZE, CHUNK_SIZE, EXTENT_SIZE, STRIPE_WIDTH_MAX};
 
 /// Some segments that share a range of addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Group {
     /// Index of its first segment in the volume.
     pub first: u32,
@@ -24,6 +27,7 @@ pub struct Group {
 
 /// How a volume's addresses map to segments.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Layout {
     /// In address order.
     pub groups: Vec<Group>,

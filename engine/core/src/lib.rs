@@ -4,8 +4,13 @@
 //! no iteration over unordered maps. The same inputs give the same effects, here, in the node and in the simulator.
 #![no_std]
 
+// The schemas that the `openapi` feature derives for documents name these macros and `std`; nothing else does.
+#[cfg_attr(feature = "openapi", macro_use)]
 extern crate alloc;
+#[cfg(feature = "openapi")]
+extern crate std;
 
+pub mod authority;
 pub mod client;
 pub mod config;
 pub mod epoch;

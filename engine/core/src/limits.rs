@@ -62,6 +62,32 @@ pub const OUTBOX_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const TEXT_BYTES_MAX: usize = 512;
 /// Bytes of a handshake frame's body; a stranger that announces more is closed.
 pub const HELLO_BODY_MAX: usize = 1024;
+/// Messages waiting at a shard; when it is full, whoever reads a socket for it reads no further.
+pub const INBOX_MAX: usize = 1024;
+/// Messages a shard takes before it looks at its device again.
+pub const TURN_MAX: usize = 256;
+/// Writes, reads and copies a shard has handed to its store; above it the shard takes no further client requests.
+pub const STORE_INFLIGHT_MAX: usize = 4096;
+/// Promises of space alive in one shard; one more is answered "no space".
+pub const RESERVATIONS_MAX: usize = 64;
+/// Messages for a replica that is still being created; further ones are dropped, their sender says them again.
+pub const CREATING_HELD_MAX: usize = 4;
+/// Incoming connections from peers of one node; one more is closed at once.
+pub const PEER_CONNECTIONS_MAX: usize = 512;
+/// Connections of one node that have not said who they are; one more is closed at once.
+pub const STRANGERS_MAX: usize = 256;
+/// How long one attempt to reach a peer may take.
+pub const DIAL_WAIT: Span = Span::millis(1000);
+/// How long a broken peer connection is dialled again before its replicas hear of the loss without the hint "refused".
+pub const REFUSAL_WAIT: Span = Span::millis(100);
+/// How often a live connection over the replication network looks whether the primary network works again.
+pub const PRIMARY_AGAIN: Span = Span::seconds(5);
+/// How long a node that starts waits for the authority before its replicas go to work without it (R20).
+pub const REGISTER_WAIT: Span = Span::seconds(2);
+/// Grace time where the authority has not said another yet.
+pub const GRACE_DEFAULT: Span = Span::seconds(60);
+/// How long a node that stops on purpose waits for its shards to become quiet.
+pub const STOP_WAIT: Span = Span::seconds(5);
 /// Extents a candidate asks for at a time.
 pub const COPY_INFLIGHT: usize = 8;
 /// Extents listed in one page of a catch-up list.
@@ -107,6 +133,34 @@ pub const CHECKPOINT_INFLIGHT: usize = 2;
 pub const SCRATCH_SLABS_MIN: u64 = 64;
 /// Bytes of one replica's state on disk; a longer one is our mistake (lists of a configuration are bounded).
 pub const META_BYTES_MAX: usize = 1024;
+/// Volumes of one authority; one more is refused.
+pub const VOLUMES_MAX: usize = 16 * 1024;
+/// Segments of one volume; a volume that would need more is refused and told to use larger segments.
+pub const SEGMENTS_PER_VOLUME_MAX: u32 = 16 * 1024;
+/// Segments of one authority; a volume that would exceed it is refused.
+pub const SEGMENTS_MAX: usize = 256 * 1024;
+/// Part of every node's capacity, per thousand, that only re-mirroring may book (I13).
+pub const HEADROOM_PER_MILLE: u64 = 100;
+/// Replicas one node is asked to create at a time; the next follow as it confirms.
+pub const CREATES_INFLIGHT: usize = 64;
+/// Replicas one node is asked to drop at a time; the next follow as it confirms.
+pub const RELEASES_INFLIGHT: usize = 64;
+/// Fences one attach sends in one round; the next segments follow as primaries confirm.
+pub const FENCES_PER_ROUND: usize = 512;
+/// Segments one explanation lists; those in trouble come first, the rest is in its counts.
+pub const EXPLAIN_SEGMENTS_MAX: usize = 1024;
+/// Bytes of an address (`host:port`); a longer one is refused at registration.
+pub const ADDRESS_BYTES_MAX: usize = 96;
+/// Connections of one authority, nodes and HTTP together; one more is closed at once.
+pub const AUTHORITY_CONNECTIONS_MAX: usize = 2048;
+/// HTTP connections of one authority; one more is closed at once, so that they never crowd out the nodes.
+pub const HTTP_CONNECTIONS_MAX: usize = 512;
+/// Inputs waiting for the authority's loop; whoever brings the next one waits.
+pub const AUTHORITY_QUEUE_MAX: usize = 4096;
+/// Inputs of one group commit; the next ones are in the next commit.
+pub const AUTHORITY_BATCH_MAX: usize = 512;
+/// Bytes of an HTTP request's body; a larger one is refused.
+pub const HTTP_BODY_MAX: usize = 64 * 1024;
 
 /// How long a member promises its primary not to help another one answer reads (I7).
 pub const LEASE: Span = Span::millis(2000);
@@ -162,6 +216,22 @@ pub const INVITE_MAX: Span = Span::seconds(5);
 pub const NBD_HANDSHAKE: Span = Span::seconds(10);
 /// How long a closing NBD connection waits for its client to take the replies, and a stopping server for its requests.
 pub const NBD_FAREWELL: Span = Span::seconds(5);
+/// How often time is handed to the authority's machine.
+pub const AUTHORITY_TICK: Span = Span::millis(100);
+/// How often an attach repeats its fences.
+pub const FENCE_EVERY: Span = Span::millis(100);
+/// A call that waits for nodes (create, resize, attach, detach) is answered `timeout` after this.
+pub const CALL_LIMIT: Span = Span::seconds(30);
+/// An HTTP request not answered by then is answered `timeout`, its connection closed.
+pub const HTTP_DEADLINE: Span = Span::seconds(40);
+/// A connection that has not shown within this time whether it is a node or HTTP is closed.
+pub const SNIFF_DEADLINE: Span = Span::seconds(5);
+/// How often an unconfirmed release is said again.
+pub const RELEASE_RETRY: Span = Span::seconds(5);
+/// A target that has not answered a reservation by then is passed over.
+pub const RESERVE_WAIT: Span = Span::seconds(3);
+/// A node without a session is shown as unreachable after this, before it counts as out of touch.
+pub const SESSION_GRACE: Span = Span::millis(1000);
 
 const _: () = assert!(usize::BITS == 64, "lengths of 64 bits are used as indices");
 const _: () = assert!(EXTENT_SIZE == BLOCK_SIZE * EXTENT_BLOCKS as u64);
@@ -189,3 +259,10 @@ const _: () = assert!(PERSIST_BYTES_MAX <= WAL_SIZE_MIN / 4, "the largest persis
 const _: () = assert!(BATCH_BYTES <= PERSIST_BYTES_MAX && WAL_SIZE_MIN <= WAL_SIZE_MAX);
 const _: () =
     assert!(SCRATCH_SLABS_MIN >= APPLY_INFLIGHT as u64 + COPY_IN_INFLIGHT as u64, "what is in flight fits scratch");
+const _: () = assert!(NODES_MAX + HTTP_CONNECTIONS_MAX <= AUTHORITY_CONNECTIONS_MAX, "HTTP never crowds out the nodes");
+const _: () = assert!(NODES_MAX <= LIST_MAX, "the list of nodes fits a message");
+const _: () = assert!(NODES_MAX * (2 * ADDRESS_BYTES_MAX + 16) <= FRAME_BODY_MAX, "and its frame");
+const _: () = assert!(CALL_LIMIT.0 < HTTP_DEADLINE.0, "the core's answer comes before the connection's end");
+const _: () = assert!(CREATES_INFLIGHT + RELEASES_INFLIGHT + FENCES_PER_ROUND < OUTBOX_MAX);
+const _: () = assert!(HEADROOM_PER_MILLE < 1000);
+const _: () = assert!(SESSION_GRACE.0 <= NODE_SILENCE.0 && RESERVE_WAIT.0 < PERMIT_TTL.0);

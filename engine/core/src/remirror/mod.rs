@@ -1,3 +1,6 @@
-//! When to reconnect, when to search, when to stop. Here so far: pauses between attempts.
+//! When to reconnect, when to search, when to stop (DESIGN 7). Here so far: pauses between attempts, the books of
+//! a node that promises space, and how a copy begins on a node that has nothing.
 
 pub mod backoff;
+pub mod newcomer;
+pub mod reservation;

@@ -1,0 +1,314 @@
+//! The documents the authority answers with, as they stand in its HTTP API (version 1). Sizes are in bytes unless a
+//! name says otherwise. Requests refuse unknown fields: a misspelt wish must not be ignored.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::ids::{ClusterId, Generation, NodeId, Revision, SegmentId, VolumeId};
+use crate::layout::Layout;
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ErrorBody {
+    /// `invalid`, `not_found`, `illegal_state`, `refused`, `unavailable`, `timeout` or `no_space`.
+    pub code: String,
+    /// What was wrong and what stayed untouched.
+    pub message: String,
+    /// The next command to try.
+    pub next: Option<String>,
+}
+
+/// The cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Cluster {
+    /// Its id.
+    pub cluster: ClusterId,
+    /// Changes the authority has made.
+    pub revision: Revision,
+}
+
+/// Overall health.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Health {
+    /// Every segment has all its copies and a serving primary.
+    Ok,
+    /// Everything can be read and written; copies are missing.
+    Degraded,
+    /// Something cannot be written or not be reached at all.
+    Impaired,
+}
+
+/// Segments by condition. `full + degraded + read_only + stuck == total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SegmentCounts {
+    /// All segments.
+    pub total: u64,
+    /// All copies, serving.
+    pub full: u64,
+    /// Copies missing, serving reads and writes.
+    pub degraded: u64,
+    /// Fewer members than `min_copies`: reads only.
+    pub read_only: u64,
+    /// No serving primary.
+    pub stuck: u64,
+}
+
+/// Re-mirroring and catch-up at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RemirrorCounts {
+    /// Segments being copied or caught up.
+    pub active: u64,
+    /// Asks for a permit that wait for room.
+    pub parked: u64,
+    /// Bytes that arrive per second, all nodes together.
+    pub bytes_per_second: u64,
+    /// Bytes that arrived since the authority started.
+    pub bytes_total: u64,
+}
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Status {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Changes the authority has made.
+    pub revision: Revision,
+    /// In one word.
+    pub health: Health,
+    /// Segments by condition.
+    pub segments: SegmentCounts,
+    /// Copying.
+    pub remirror: RemirrorCounts,
+    /// Nodes in touch / registered.
+    pub nodes_up: u64,
+    /// Nodes registered.
+    pub nodes_total: u64,
+    /// Bytes of all nodes that volumes can book.
+    pub capacity: u64,
+    /// Bytes booked.
+    pub booked: u64,
+    /// Bytes that hold data.
+    pub used: u64,
+    /// Why the authority changes nothing, if it has come back older than its nodes remember.
+    #[serde(default)]
+    pub frozen: Option<String>,
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeInfo {
+    /// Its id.
+    pub id: NodeId,
+    /// Its failure domain.
+    pub zone: String,
+    /// `up` or `down`.
+    pub state: String,
+    /// `host:port` on the primary network.
+    pub primary_addr: String,
+    /// `host:port` on the replication network.
+    pub replication_addr: String,
+    /// Bytes replicas can book.
+    pub capacity: u64,
+    /// Bytes booked.
+    pub booked: u64,
+    /// Bytes that hold data.
+    pub used: u64,
+    /// Replicas it holds.
+    pub replicas: u64,
+    /// Segments it serves as primary.
+    pub serving: u64,
+    /// Shards.
+    pub shards: u16,
+    /// Milliseconds since it was last heard of.
+    pub silent_ms: u64,
+    /// Bytes of catch-up and re-mirroring that arrived since the node started.
+    pub copied_bytes: u64,
+    /// Blocks found damaged since the node started.
+    pub corrupt_blocks: u64,
+}
+
+/// Failure domain that copies of a segment are spread over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Spread {
+    /// Each copy on another node.
+    Node,
+    /// Each copy in another zone.
+    Zone,
+}
+
+/// `POST /v1/volumes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CreateVolume {
+    /// 1 to 64 of `a-z A-Z 0-9 . _ -`, beginning with a letter or digit.
+    pub name: String,
+    /// Bytes; rounded up to 4 KiB.
+    pub size: u64,
+    /// Copies of each segment; default 3.
+    #[serde(default)]
+    pub copies: Option<u8>,
+    /// Fewest copies that may acknowledge writes; default 2, or 1 for a single copy.
+    #[serde(default)]
+    pub min_copies: Option<u8>,
+    /// Bytes, a power of two; default 1 GiB.
+    #[serde(default)]
+    pub segment_size: Option<u64>,
+    /// Keep all copies in this zone.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// Default: zone where there are as many zones as copies, else node.
+    #[serde(default)]
+    pub spread: Option<Spread>,
+}
+
+/// `POST /v1/volumes/{name}/resize`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ResizeVolume {
+    /// New size in bytes; never smaller than now.
+    pub size: u64,
+}
+
+/// `POST /v1/volumes/{name}/attach`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AttachVolume {
+    /// Who attaches, for people.
+    pub client: String,
+}
+
+/// `POST /v1/volumes/{name}/detach`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DetachVolume {
+    /// Only if this is still the current attachment; absent: whichever it is (fences it off).
+    #[serde(default)]
+    pub generation: Option<Generation>,
+}
+
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VolumeInfo {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of a segment.
+    pub segment_size: u64,
+    /// Copies of each segment.
+    pub copies: u8,
+    /// Fewest copies that may acknowledge writes.
+    pub min_copies: u8,
+    /// What copies are spread over.
+    pub spread: Spread,
+    /// All copies in this zone.
+    pub zone: Option<String>,
+    /// `creating`, `ready` or `deleting`.
+    pub state: String,
+    /// Current attachment.
+    pub generation: Generation,
+    /// Who is attached, if anybody.
+    pub attached: Option<String>,
+    /// Its segments by condition.
+    pub segments: SegmentCounts,
+}
+
+/// Where a node can be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Address {
+    /// The node.
+    pub node: NodeId,
+    /// `host:port` on the primary network.
+    pub primary: String,
+    /// `host:port` on the replication network.
+    pub replication: String,
+    /// Shards.
+    pub shards: u16,
+}
+
+/// What a client needs to reach a volume's data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VolumeMap {
+    /// The cluster, for handshakes.
+    pub cluster: ClusterId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// The attachment (after `attach`: the caller's own).
+    pub generation: Generation,
+    /// Address to segment.
+    pub layout: Layout,
+    /// Configuration of each segment, by index.
+    pub segments: Vec<Config>,
+    /// Nodes named in them.
+    pub nodes: Vec<Address>,
+}
+
+/// One replica in an explanation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ExplainReplica {
+    /// Where.
+    pub node: NodeId,
+    /// Its zone.
+    pub zone: String,
+    /// `primary`, `backup`, `candidate` or `former`.
+    pub role: String,
+    /// Whether the node is in touch with the authority.
+    pub up: bool,
+    /// Copy progress, if one runs: bytes in, bytes left.
+    pub copied: Option<(u64, u64)>,
+}
+
+/// One segment in an explanation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ExplainSegment {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Its configuration.
+    pub config: Config,
+    /// `full`, `degraded`, `read_only` or `stuck`.
+    pub condition: String,
+    /// Why, in a sentence.
+    pub why: String,
+    /// What happens next by itself, or which command is safe.
+    pub next: String,
+    /// Its replicas.
+    pub replicas: Vec<ExplainReplica>,
+}
+
+/// `GET /v1/volumes/{name}/explain`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Explain {
+    /// The volume.
+    pub volume: VolumeInfo,
+    /// Segment by segment; those in trouble first.
+    pub segments: Vec<ExplainSegment>,
+}

@@ -1,0 +1,228 @@
+//! The authority: which configuration each segment has, who may lead it, where copies go, who is attached.
+//!
+//! One machine, driven by [`Authority::handle`]. Durable are the [`records`]; liveness, permits, reports and pending
+//! fences are not, and come back by themselves after a restart. The save of all changes of one step stands in front of
+//! everything that step announces: no effect is seen before the change that justifies it is durable (I1).
+//!
+//! Invariants: I1 (`proposals`), I2 (`attach`), I5 and I9 (`proposals`), I11 and I12 (`release`), I13 (`placement`),
+//! I15 (`permits`). Deliberately absent: polling nodes for space, pushing configurations, deciding who is dead.
+
+pub mod document;
+pub mod io;
+pub mod placement;
+pub mod proposals;
+pub mod records;
+pub mod status;
+
+mod attach;
+mod explain;
+mod permits;
+mod registry;
+mod release;
+mod volumes;
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+
+use self::attach::Fencing;
+use self::io::{Answer, Call, CallError, CallId, Effects, ErrorCode, Input, SessionRef};
+use self::permits::Permits;
+use self::records::{Books, RestoreError, StoredRecord};
+use self::registry::Presence;
+use self::volumes::Building;
+use crate::ids::{ClusterId, NodeId, Revision, VolumeId};
+use crate::message::Settings;
+use crate::time::{Span, Time};
+
+/// What an authority starts with, beside its records.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The time of the start.
+    pub now: Time,
+    /// The cluster's id, if there are no records yet.
+    pub cluster: ClusterId,
+    /// How long a missing replica may come back before its segment is re-mirrored.
+    pub grace: Span,
+    /// Randomness of this run.
+    pub seed: u64,
+    /// These records are what counts, even if nodes have seen newer ones (I11). Only a person may say so.
+    pub accept_older: bool,
+}
+
+/// Why nothing may change: this authority is an older copy of itself (I11).
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Frozen {
+    own: Revision,
+    seen: Revision,
+    node: NodeId,
+}
+
+impl fmt::Display for Frozen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { own, seen, node } = self;
+        write!(
+            f,
+            "frozen: {node} has seen {seen}, this authority came back at {own}, from an older copy of its records; \
+             it changes nothing, volumes keep serving as they are"
+        )
+    }
+}
+
+impl Frozen {
+    fn next(&self) -> String {
+        "stop authorityd and bring back its newest records; or start it with --accept-older to go on from these".into()
+    }
+}
+
+/// The authority's machine.
+#[derive(Debug)]
+pub struct Authority {
+    books: Books,
+    presence: BTreeMap<NodeId, Presence>,
+    sessions: BTreeMap<SessionRef, NodeId>,
+    permits: Permits,
+    fencing: BTreeMap<VolumeId, Fencing>,
+    building: BTreeMap<VolumeId, Building>,
+    frozen: Option<Frozen>,
+    settings: Settings,
+    seed: u64,
+    accept_older: bool,
+    copied_total: u64,
+}
+
+impl Authority {
+    /// An authority over the records found; over a new cluster if there are none. A new cluster's first record is
+    /// saved with the first `handle`.
+    ///
+    /// # Errors
+    /// [`RestoreError`] when the records do not fit together.
+    pub fn restore(records: Vec<StoredRecord>, setup: &Setup) -> Result<Self, RestoreError> {
+        let books = if records.is_empty() { Books::found(setup.cluster) } else { Books::restore(records)? };
+        let presence = books.nodes().keys().map(|node| (*node, Presence::unheard(setup.now))).collect();
+        let mut authority = Self {
+            books,
+            presence,
+            sessions: BTreeMap::new(),
+            permits: Permits::new(setup.seed),
+            fencing: BTreeMap::new(),
+            building: BTreeMap::new(),
+            frozen: None,
+            settings: Settings { grace: setup.grace },
+            seed: setup.seed,
+            accept_older: setup.accept_older,
+            copied_total: 0,
+        };
+        authority.resume_building(setup.now);
+        Ok(authority)
+    }
+
+    /// The cluster's id, for handshakes.
+    #[must_use]
+    pub fn cluster_id(&self) -> ClusterId {
+        self.books.cluster().cluster
+    }
+
+    /// One step: something happened, this is what has to be done about it.
+    pub fn handle(&mut self, now: Time, input: Input, effects: &mut Effects) {
+        let start = effects.len();
+        match input {
+            Input::Tick => self.on_tick(now, effects),
+            Input::Register { session, boot, registration } => {
+                self.on_register(now, session, boot, registration, effects);
+            }
+            Input::Node { session, message } => self.on_node(now, session, message, effects),
+            Input::Gone(session) => self.on_gone(now, session, effects),
+            Input::Call { call, request } => self.on_call(now, call, request, effects),
+        }
+        if self.books.has_changes() {
+            assert!(self.frozen.is_none(), "a frozen authority changes nothing (I11)");
+            effects.save_before(start, self.books.take_changes());
+        }
+    }
+
+    fn on_tick(&mut self, now: Time, effects: &mut Effects) {
+        if self.frozen.is_some() {
+            return;
+        }
+        self.tick_building(now, effects);
+        self.tick_fences(now, effects);
+        self.tick_permits(now, effects);
+        self.repeat_releases(now, effects);
+    }
+
+    fn on_call(&mut self, now: Time, call: CallId, request: Call, effects: &mut Effects) {
+        if let (Some(frozen), true) = (&self.frozen, request.changes()) {
+            return effects.answer(call, Err(frozen.error()));
+        }
+        match request {
+            Call::Create(request) => self.on_create(now, call, &request, effects),
+            Call::Delete(name) => self.on_delete(now, call, &name, effects),
+            Call::Resize(name, request) => self.on_resize(now, call, &name, &request, effects),
+            Call::Attach(name, request) => self.on_attach(now, call, &name, &request, effects),
+            Call::Detach(name, request) => self.on_detach(now, call, &name, &request, effects),
+            question => effects.answer(call, self.look_up(now, &question)),
+        }
+    }
+
+    fn look_up(&self, now: Time, question: &Call) -> Result<Answer, CallError> {
+        match question {
+            Call::Status => Ok(Answer::Status(Box::new(self.status(now)))),
+            Call::Cluster => Ok(Answer::Cluster(self.cluster())),
+            Call::Nodes => {
+                Ok(Answer::Nodes(self.books.nodes().keys().filter_map(|node| self.node_info(now, *node)).collect()))
+            }
+            Call::Node(id) => match self.node_info(now, *id) {
+                Some(info) => Ok(Answer::Node(Box::new(info))),
+                None => {
+                    Err(CallError::new(ErrorCode::NotFound, format!("there is no node {id}")).next("nodectl node ls"))
+                }
+            },
+            Call::Volumes => {
+                Ok(Answer::Volumes(self.books.volumes().keys().map(|id| self.volume_info(now, *id)).collect()))
+            }
+            Call::Volume(name) => Ok(Answer::Volume(Box::new(self.volume_info(now, self.find_volume(name)?)))),
+            Call::Map(name) => Ok(Answer::Map(Box::new(self.volume_map(self.ready_volume(name)?)))),
+            Call::Explain(name) => Ok(Answer::Explain(Box::new(self.explain(now, self.find_volume(name)?)))),
+            Call::Create(_) | Call::Delete(_) | Call::Resize(..) | Call::Attach(..) | Call::Detach(..) => {
+                unreachable!("handled by on_call")
+            }
+        }
+    }
+
+    /// From now on nothing changes; whoever waits is told so.
+    fn freeze(&mut self, frozen: Frozen, effects: &mut Effects) {
+        let error = frozen.error();
+        self.frozen = Some(frozen);
+        self.permits.clear();
+        self.abandon_fences(&error, effects);
+        self.abandon_building(&error, effects);
+    }
+
+    /// The revision after the save of this step: what nodes remember must not be higher than what is durable.
+    fn revision_to_tell(&self) -> Revision {
+        let saved = self.books.cluster().revision;
+        if self.books.has_changes() { saved.next() } else { saved }
+    }
+}
+
+impl Frozen {
+    fn error(&self) -> CallError {
+        CallError::new(ErrorCode::Unavailable, self.to_string()).next(self.next())
+    }
+}
+
+impl Call {
+    /// Whether it asks for a change rather than a look.
+    const fn changes(&self) -> bool {
+        matches!(self, Self::Create(_) | Self::Delete(_) | Self::Resize(..) | Self::Attach(..) | Self::Detach(..))
+    }
+}
+
+/// Nodes in a sentence: `n1, n2`.
+fn names(nodes: &[NodeId]) -> String {
+    nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

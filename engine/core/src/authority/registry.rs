@@ -1,0 +1,278 @@
+//! Nodes: who is registered, who is in touch, what each reports.
+//!
+//! A node's record is durable; its session, its reports and when it was heard last are not. After a start, every
+//! registered node counts as heard at the start: nobody is written off before he had time to come (R26).
+
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::io::{Effect, Effects, SessionRef};
+use super::records::NodeRecord;
+use super::{Authority, Frozen, volumes};
+use crate::ids::{BootId, Incarnation, NodeId, SegmentId};
+use crate::limits::{ADDRESS_BYTES_MAX, NODE_SILENCE, NODES_MAX, REPORT_EVERY, SESSION_GRACE, SHARDS_MAX};
+use crate::message::{FromAuthority, NodeAddress, Registration, Report, ToAuthority};
+use crate::time::{Span, Time};
+
+/// What is known of a node for now.
+#[derive(Debug, Clone)]
+pub(super) struct Presence {
+    /// Its connection.
+    pub(super) session: Option<SessionRef>,
+    /// When it was heard last; the start of the authority until then.
+    heard: Time,
+    /// Whether it was heard since the authority started.
+    pub(super) known: bool,
+    /// Its last report.
+    pub(super) report: Report,
+    /// When that came.
+    reported: Option<Time>,
+    /// Bytes per second of copies arriving there, between its last two reports.
+    rate: u64,
+    /// Releases said and not confirmed.
+    pub(super) releasing: BTreeSet<(SegmentId, Incarnation)>,
+    /// When they were said last.
+    pub(super) released_at: Time,
+}
+
+impl Presence {
+    pub(super) fn unheard(now: Time) -> Self {
+        Self {
+            session: None,
+            heard: now,
+            known: false,
+            report: Report::default(),
+            reported: None,
+            rate: 0,
+            releasing: BTreeSet::new(),
+            released_at: now,
+        }
+    }
+
+    /// How long nothing was heard.
+    pub(super) fn silence(&self, now: Time) -> Span {
+        now.since(self.heard)
+    }
+
+    /// Bytes of copies arriving per second, as of the last reports.
+    pub(super) fn rate(&self, now: Time) -> u64 {
+        let fresh = self.reported.is_some_and(|at| now.since(at) < Span(3 * REPORT_EVERY.0));
+        if fresh { self.rate } else { 0 }
+    }
+}
+
+impl Authority {
+    /// In touch: heard within [`NODE_SILENCE`]. Elections below `min_copies` hang on it (I9).
+    pub(super) fn in_touch(&self, now: Time, node: NodeId) -> bool {
+        self.presence.get(&node).is_some_and(|presence| presence.silence(now) < NODE_SILENCE)
+    }
+
+    /// Whether the node can be given work now.
+    pub(super) fn is_up(&self, now: Time, node: NodeId) -> bool {
+        self.in_touch(now, node) && self.presence.get(&node).is_some_and(|presence| presence.session.is_some())
+    }
+
+    /// Whether people should count on the node: up, or gone too short a time to say.
+    pub(super) fn is_reachable(&self, now: Time, node: NodeId) -> bool {
+        self.presence.get(&node).is_some_and(|presence| {
+            let patience = if presence.session.is_some() || !presence.known { NODE_SILENCE } else { SESSION_GRACE };
+            presence.silence(now) < patience
+        })
+    }
+
+    pub(super) fn on_register(
+        &mut self,
+        now: Time,
+        session: SessionRef,
+        boot: BootId,
+        registration: Registration,
+        effects: &mut Effects,
+    ) {
+        let node = registration.address.node;
+        if let Err(reason) = self.may_register(now, boot, &registration) {
+            effects.log(format!("registration of {node} refused: {reason}"));
+            effects.push(Effect::Refuse { session, reason });
+            return;
+        }
+        if registration.revision > self.books.cluster().revision {
+            self.on_newer_revision(node, registration.revision, effects);
+        }
+        let changed = self.frozen.is_none() && self.record_node(boot, registration);
+        let presence = self.presence.entry(node).or_insert_with(|| Presence::unheard(now));
+        if let Some(old) = presence.session.replace(session) {
+            self.sessions.remove(&old);
+        }
+        presence.heard = now;
+        presence.known = true;
+        presence.releasing.clear();
+        self.sessions.insert(session, node);
+
+        effects.push(Effect::Accept { session, node });
+        let welcome = FromAuthority::Registered { settings: self.settings.clone(), revision: self.revision_to_tell() };
+        effects.send(node, welcome);
+        if changed {
+            self.tell_addresses(effects);
+        } else {
+            effects.send(node, FromAuthority::Nodes(self.addresses()));
+        }
+        if self.frozen.is_none() {
+            self.create_again(node, effects);
+            self.pump_releases(now, node, effects);
+            self.permits.look_again();
+        }
+    }
+
+    fn may_register(&self, now: Time, boot: BootId, registration: &Registration) -> Result<(), String> {
+        let NodeAddress { node, primary, replication, shards } = &registration.address;
+        if node.0 == 0 || *shards == 0 || *shards > SHARDS_MAX {
+            return Err(format!("node ids begin with n1, shards are 1 to {SHARDS_MAX}"));
+        }
+        volumes::check_name("zone", &registration.zone).map_err(|error| error.message)?;
+        for address in [primary, replication] {
+            if address.len() > ADDRESS_BYTES_MAX || !address.contains(':') {
+                return Err(format!("`{address}` is not an address: write host:port"));
+            }
+        }
+        let taken = self
+            .books
+            .nodes()
+            .iter()
+            .find(|(other, record)| *other != node && (record.primary == *primary) && self.is_up(now, **other));
+        if let Some((other, _)) = taken {
+            return Err(format!("{primary} is the address of {other}, which is in touch"));
+        }
+        match self.books.nodes().get(node) {
+            None if self.books.nodes().len() >= NODES_MAX => Err(format!("there are {NODES_MAX} nodes already")),
+            None => Ok(()),
+            Some(known) if known.device != registration.device => Err(format!(
+                "{node} is registered with device {}, this is device {}: give the new device a node id of its own",
+                known.device, registration.device
+            )),
+            // The same boot may come again over a new connection; another boot must have counted up (I9).
+            Some(known) if registration.boot > known.boot => Ok(()),
+            Some(known) if registration.boot == known.boot && boot == known.boot_id => Ok(()),
+            Some(known) => Err(format!(
+                "boot counter {} of {node} is not above {}, which this authority has seen: the device was rolled back",
+                registration.boot, known.boot
+            )),
+        }
+    }
+
+    /// A node has seen a higher revision than this authority's: this authority is an older copy of itself (I11).
+    fn on_newer_revision(&mut self, node: NodeId, seen: crate::ids::Revision, effects: &mut Effects) {
+        if self.accept_older {
+            effects.log(format!("{node} has seen {seen}: going above it, as asked for at the start"));
+            self.books.skip_to(seen);
+            return;
+        }
+        let worse = self.frozen.as_ref().is_none_or(|frozen| seen > frozen.seen);
+        if worse {
+            let frozen = Frozen { own: self.books.cluster().revision, seen, node };
+            effects.log(format!("{frozen}"));
+            self.freeze(frozen, effects);
+        }
+    }
+
+    fn record_node(&mut self, boot: BootId, registration: Registration) -> bool {
+        let NodeAddress { node, primary, replication, shards } = registration.address;
+        let record = NodeRecord {
+            zone: registration.zone,
+            primary,
+            replication,
+            shards,
+            device: registration.device,
+            boot: registration.boot,
+            boot_id: boot,
+            capacity: registration.capacity,
+        };
+        let known = self.books.nodes().get(&node);
+        let moved = known.is_none_or(|old| {
+            (&old.primary, &old.replication, old.shards) != (&record.primary, &record.replication, record.shards)
+        });
+        if known != Some(&record) {
+            self.books.set_node(node, record);
+        }
+        moved
+    }
+
+    pub(super) fn addresses(&self) -> Vec<NodeAddress> {
+        let address = |(node, record): (&NodeId, &NodeRecord)| NodeAddress {
+            node: *node,
+            primary: record.primary.clone(),
+            replication: record.replication.clone(),
+            shards: record.shards,
+        };
+        self.books.nodes().iter().map(address).collect()
+    }
+
+    fn tell_addresses(&self, effects: &mut Effects) {
+        let addresses = self.addresses();
+        for (node, _) in self.presence.iter().filter(|(_, presence)| presence.session.is_some()) {
+            effects.send(*node, FromAuthority::Nodes(addresses.clone()));
+        }
+    }
+
+    pub(super) fn on_gone(&mut self, now: Time, session: SessionRef, effects: &mut Effects) {
+        let Some(node) = self.sessions.remove(&session) else { return };
+        if let Some(presence) = self.presence.get_mut(&node) {
+            presence.session = None;
+            presence.releasing.clear();
+        }
+        self.permits.target_gone(node);
+        self.permits.look_again();
+        effects.log(format!("{node} has left (last heard {} ms ago)", self.silence_ms(now, node)));
+    }
+
+    pub(super) fn silence_ms(&self, now: Time, node: NodeId) -> u64 {
+        self.presence.get(&node).map_or(0, |presence| presence.silence(now).as_millis())
+    }
+
+    pub(super) fn on_node(&mut self, now: Time, session: SessionRef, message: ToAuthority, effects: &mut Effects) {
+        let Some(node) = self.sessions.get(&session).copied() else { return };
+        if let Some(presence) = self.presence.get_mut(&node) {
+            presence.heard = now;
+        }
+        match message {
+            ToAuthority::Register(_) => effects.log(format!("{node} registers twice in one session; ignored")),
+            ToAuthority::Replicas { part, .. } => self.on_replicas(node, &part, effects),
+            ToAuthority::Report(report) => self.on_report(now, node, report),
+            ToAuthority::Propose { expected, config, promised } => {
+                self.on_propose(now, node, expected, &config, promised, effects);
+            }
+            ToAuthority::PermitAsk { segment, epoch } => self.on_permit_ask(now, node, segment, epoch, effects),
+            ToAuthority::PermitEnd { segment, permit } => self.on_permit_end(node, segment, permit, effects),
+            ToAuthority::FenceDone { segment, generation } => {
+                self.on_fence_done(now, node, segment, generation, effects);
+            }
+            ToAuthority::Created { segment, incarnation, result } => {
+                self.on_created(now, node, segment, incarnation, result, effects);
+            }
+            ToAuthority::Reserved { permit, segment, granted } => {
+                self.on_reserved(now, node, permit, segment, granted, effects);
+            }
+            ToAuthority::Released { segment, incarnation } => {
+                self.on_released(now, node, segment, incarnation, effects);
+            }
+        }
+    }
+
+    fn on_report(&mut self, now: Time, node: NodeId, report: Report) {
+        for copy in &report.copies {
+            self.permits.renew(copy.segment, node, now);
+        }
+        let Some(presence) = self.presence.get_mut(&node) else { return };
+        if let Some(before) = presence.reported {
+            // A counter below the one before began anew with the node.
+            let began =
+                if report.copied_bytes < presence.report.copied_bytes { 0 } else { presence.report.copied_bytes };
+            let arrived = report.copied_bytes - began;
+            let millis = now.since(before).as_millis().max(1);
+            presence.rate = arrived.saturating_mul(1000) / millis;
+            self.copied_total = self.copied_total.saturating_add(arrived);
+        }
+        presence.reported = Some(now);
+        presence.report = report;
+    }
+}

@@ -1,0 +1,169 @@
+//! What people see: the state of nodes, volumes and segments, computed when asked.
+
+use alloc::collections::BTreeSet;
+use alloc::string::ToString;
+
+use super::Authority;
+use super::document::{Address, Cluster, Health, NodeInfo, RemirrorCounts, SegmentCounts, Status, VolumeInfo};
+use super::records::{SegmentRecord, VolumeState};
+use crate::ids::{NodeId, SegmentId, VolumeId};
+use crate::limits::EXTENT_SIZE;
+use crate::message::NodeAddress;
+use crate::time::Time;
+
+/// In what condition a segment is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Condition {
+    /// No serving primary.
+    Stuck,
+    /// Fewer members than `min_copies`: reads only.
+    ReadOnly,
+    /// Copies missing, serving reads and writes.
+    Degraded,
+    /// All copies, serving.
+    Full,
+}
+
+impl Condition {
+    /// Its name in the API.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stuck => "stuck",
+            Self::ReadOnly => "read_only",
+            Self::Degraded => "degraded",
+            Self::Full => "full",
+        }
+    }
+}
+
+impl From<NodeAddress> for Address {
+    fn from(address: NodeAddress) -> Self {
+        let NodeAddress { node, primary, replication, shards } = address;
+        Self { node, primary, replication, shards }
+    }
+}
+
+impl Authority {
+    /// In what condition a segment is.
+    pub(super) fn condition(&self, now: Time, segment: SegmentId, record: &SegmentRecord) -> Condition {
+        let config = &record.config;
+        let leads = self.is_reachable(now, config.primary)
+            && self.presence.get(&config.primary).is_none_or(|primary| !primary.report.not_serving.contains(&segment));
+        if !leads {
+            Condition::Stuck
+        } else if !config.may_commit() {
+            Condition::ReadOnly
+        } else if config.missing() > 0 || config.members.iter().any(|node| !self.is_reachable(now, *node)) {
+            Condition::Degraded
+        } else {
+            Condition::Full
+        }
+    }
+
+    fn count(&self, now: Time, id: VolumeId, counts: &mut SegmentCounts) {
+        let segments = self.books.volumes()[&id].layout.segments() as usize;
+        for (segment, record) in self.books.segments_of(id).take(segments) {
+            counts.total += 1;
+            match self.condition(now, *segment, record) {
+                Condition::Full => counts.full += 1,
+                Condition::Degraded => counts.degraded += 1,
+                Condition::ReadOnly => counts.read_only += 1,
+                Condition::Stuck => counts.stuck += 1,
+            }
+        }
+    }
+
+    pub(super) fn cluster(&self) -> Cluster {
+        let record = self.books.cluster();
+        Cluster { cluster: record.cluster, revision: self.revision_to_tell() }
+    }
+
+    pub(super) fn status(&self, now: Time) -> Status {
+        let mut segments = SegmentCounts::default();
+        for (id, _) in self.books.volumes().iter().filter(|(_, volume)| volume.state == VolumeState::Ready) {
+            self.count(now, *id, &mut segments);
+        }
+        let health = match segments {
+            _ if self.frozen.is_some() => Health::Impaired,
+            SegmentCounts { read_only: 0, stuck: 0, degraded: 0, .. } => Health::Ok,
+            SegmentCounts { read_only: 0, stuck: 0, .. } => Health::Degraded,
+            _ => Health::Impaired,
+        };
+        let copying: BTreeSet<SegmentId> = self
+            .presence
+            .iter()
+            .filter(|(node, _)| self.is_up(now, **node))
+            .flat_map(|(_, presence)| presence.report.copies.iter().map(|copy| copy.segment))
+            .collect();
+        let remirror = RemirrorCounts {
+            active: copying.len() as u64,
+            parked: self.permits.parked(),
+            bytes_per_second: self.presence.values().map(|presence| presence.rate(now)).sum(),
+            bytes_total: self.copied_total,
+        };
+        let nodes = self.books.nodes();
+        let booked: u64 = nodes.keys().map(|node| self.books.usage(*node).booked).sum();
+        let used: u64 = self.presence.values().map(|presence| presence.report.used).sum();
+        Status {
+            cluster: self.books.cluster().cluster,
+            revision: self.revision_to_tell(),
+            health,
+            segments,
+            remirror,
+            nodes_up: nodes.keys().filter(|node| self.is_up(now, **node)).count() as u64,
+            nodes_total: nodes.len() as u64,
+            capacity: nodes.values().map(|record| record.capacity * EXTENT_SIZE).sum(),
+            booked: booked * EXTENT_SIZE,
+            used: used * EXTENT_SIZE,
+            frozen: self.frozen.as_ref().map(ToString::to_string),
+        }
+    }
+
+    pub(super) fn node_info(&self, now: Time, id: NodeId) -> Option<NodeInfo> {
+        let record = self.books.nodes().get(&id)?;
+        let presence = self.presence.get(&id)?;
+        Some(NodeInfo {
+            id,
+            zone: record.zone.clone(),
+            state: if self.is_up(now, id) { "up" } else { "down" }.into(),
+            primary_addr: record.primary.clone(),
+            replication_addr: record.replication.clone(),
+            capacity: record.capacity * EXTENT_SIZE,
+            booked: self.books.usage(id).booked * EXTENT_SIZE,
+            used: presence.report.used * EXTENT_SIZE,
+            replicas: u64::from(presence.report.replicas),
+            serving: u64::from(presence.report.serving),
+            shards: record.shards,
+            silent_ms: presence.silence(now).as_millis(),
+            copied_bytes: presence.report.copied_bytes,
+            corrupt_blocks: presence.report.corrupt_blocks,
+        })
+    }
+
+    /// Of a volume that exists.
+    pub(super) fn volume_info(&self, now: Time, id: VolumeId) -> VolumeInfo {
+        let record = &self.books.volumes()[&id];
+        let mut segments = SegmentCounts::default();
+        self.count(now, id, &mut segments);
+        let state = match record.state {
+            VolumeState::Creating => "creating",
+            VolumeState::Ready => "ready",
+            VolumeState::Deleting => "deleting",
+        };
+        VolumeInfo {
+            id,
+            name: record.name.clone(),
+            size: record.layout.bytes(),
+            segment_size: record.segment_size,
+            copies: record.copies,
+            min_copies: record.min_copies,
+            spread: record.spread,
+            zone: record.zone.clone(),
+            state: state.into(),
+            generation: record.generation,
+            attached: record.attached.clone(),
+            segments,
+        }
+    }
+}

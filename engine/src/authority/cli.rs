@@ -1,0 +1,75 @@
+//! The command line of `authorityd`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::desk::{Options, serve};
+
+/// Runs the control plane of a cluster.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Directory of its records; made, with a new cluster in it, if it does not exist.
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Address to listen on, for HTTP and for nodes.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7400")]
+    pub listen: String,
+    /// How long a missing replica may come back before its segment is re-mirrored elsewhere.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub grace: u64,
+    /// Go on from these records although nodes have seen newer ones (after a restored backup).
+    #[arg(long)]
+    pub accept_older: bool,
+}
+
+/// Runs until SIGTERM or SIGINT; says on stdout when and where it listens.
+#[must_use]
+pub fn run(args: Args) -> ExitCode {
+    // Somebody who runs this inside a larger program may have set up a log already.
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BREAKWATER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    let options = Options {
+        dir: args.dir,
+        listen: args.listen,
+        grace: Duration::from_secs(args.grace),
+        accept_older: args.accept_older,
+    };
+    let served = runtime.block_on(async {
+        let stop = stop_signal()?;
+        let ready = |cluster, address| {
+            // Nobody may be reading; the line is for whoever does.
+            let _ = writeln!(std::io::stdout(), "authority of cluster {cluster} listens on http://{address}");
+        };
+        serve(options, ready, stop).await.map_err(Box::<dyn std::error::Error>::from)
+    });
+    // Connections may be in the middle of something; their other ends see a close and come again.
+    runtime.shutdown_background();
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&*error),
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> ExitCode {
+    tracing::error!("authorityd ends: {error}");
+    ExitCode::FAILURE
+}
+
+fn stop_signal() -> Result<impl Future<Output = ()>, Box<dyn std::error::Error>> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,351 @@
+//! The HTTP API, version 1: turns requests into calls of the core and answers into JSON, and describes itself.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use engine_core::authority::io::{Answer, Call, CallError, ErrorCode};
+use engine_core::ids::NodeId;
+use engine_core::limits::{HTTP_BODY_MAX, HTTP_DEADLINE};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, oneshot};
+use utoipa::OpenApi;
+
+use super::api::{
+    AttachVolume, Cluster, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo, ResizeVolume, Status, VolumeInfo,
+    VolumeMap,
+};
+use super::desk::{Event, Outcome};
+use super::door::HttpDoor;
+
+/// Where handlers bring their calls.
+#[derive(Clone)]
+pub(super) struct Desk {
+    events: mpsc::Sender<Event>,
+}
+
+impl Desk {
+    pub(super) const fn new(events: mpsc::Sender<Event>) -> Self {
+        Self { events }
+    }
+
+    async fn ask(&self, request: Call) -> Outcome {
+        let (reply, answer) = oneshot::channel();
+        let busy = || {
+            let message = "the authority has more to do than it can queue; nothing was changed".into();
+            CallError::new(ErrorCode::Unavailable, message)
+        };
+        // People can come again; nodes' messages wait in the same queue and have to get through.
+        self.events.try_send(Event::Call { request, reply }).map_err(|_| busy())?;
+        match tokio::time::timeout(Duration::from_nanos(HTTP_DEADLINE.0), answer).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(CallError::new(ErrorCode::Unavailable, "the authority is stopping".into())),
+            Err(_) => {
+                Err(CallError::new(ErrorCode::Timeout, "no answer in time; what was asked may still happen".into()))
+            }
+        }
+    }
+}
+
+/// Serves HTTP until dropped.
+pub(super) async fn serve(door: HttpDoor, desk: Desk) {
+    if let Err(error) = axum::serve(door, router(desk)).await {
+        tracing::error!(%error, "the HTTP server ended");
+    }
+}
+
+fn router(desk: Desk) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/cluster", get(cluster))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{id}", get(node))
+        .route("/v1/volumes", get(volumes).post(create_volume))
+        .route("/v1/volumes/{name}", get(volume).delete(delete_volume))
+        .route("/v1/volumes/{name}/resize", post(resize_volume))
+        .route("/v1/volumes/{name}/attach", post(attach_volume))
+        .route("/v1/volumes/{name}/detach", post(detach_volume))
+        .route("/v1/volumes/{name}/map", get(volume_map))
+        .route("/v1/volumes/{name}/explain", get(explain_volume))
+        .route("/v1/openapi.json", get(openapi_json))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(HTTP_BODY_MAX))
+        .with_state(desk)
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Breakwater authority", description = "The control plane of a Breakwater cluster."),
+    paths(
+        status,
+        cluster,
+        nodes,
+        node,
+        volumes,
+        create_volume,
+        volume,
+        delete_volume,
+        resize_volume,
+        attach_volume,
+        detach_volume,
+        volume_map,
+        explain_volume,
+        openapi_json
+    ),
+    components(schemas(ErrorBody))
+)]
+struct Api;
+
+/// The OpenAPI document of version 1, generated from the handlers.
+#[must_use]
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    Api::openapi()
+}
+
+/// An error with its status.
+struct Failure(StatusCode, ErrorBody);
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        let status = match error.code {
+            ErrorCode::Invalid => StatusCode::BAD_REQUEST,
+            ErrorCode::NotFound => StatusCode::NOT_FOUND,
+            ErrorCode::IllegalState | ErrorCode::Refused => StatusCode::CONFLICT,
+            ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            ErrorCode::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+        };
+        Self(status, ErrorBody { code: error.code.name().into(), message: error.message, next: error.next })
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        json(self.0, &self.1)
+    }
+}
+
+fn invalid(message: String) -> Failure {
+    CallError::new(ErrorCode::Invalid, message).into()
+}
+
+type Handled = Result<Response, Failure>;
+type Body = Result<Bytes, BytesRejection>;
+type Name = Result<Path<String>, PathRejection>;
+
+fn json(status: StatusCode, document: &impl Serialize) -> Response {
+    match serde_json::to_vec(document) {
+        Ok(bytes) => (status, [(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "a document could not be written");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+fn answer(outcome: Outcome) -> Handled {
+    let ok = StatusCode::OK;
+    Ok(match outcome? {
+        Answer::Status(document) => json(ok, &document),
+        Answer::Cluster(document) => json(ok, &document),
+        Answer::Nodes(documents) => json(ok, &documents),
+        Answer::Node(document) => json(ok, &document),
+        Answer::Volumes(documents) => json(ok, &documents),
+        Answer::Volume(document) => json(ok, &document),
+        Answer::Map(document) => json(ok, &document),
+        Answer::Explain(document) => json(ok, &document),
+    })
+}
+
+fn parse<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
+    let bytes = body.map_err(|rejection| {
+        let message = format!("the body can't be taken (at most {HTTP_BODY_MAX} bytes): {}", rejection.body_text());
+        let Failure(_, body) = invalid(message);
+        Failure(rejection.status(), body)
+    })?;
+    let bytes = if bytes.is_empty() { Bytes::from_static(b"{}") } else { bytes };
+    serde_json::from_slice(&bytes).map_err(|error| invalid(format!("the body is not the JSON expected: {error}")))
+}
+
+fn named(name: Name) -> Result<String, Failure> {
+    name.map(|Path(name)| name).map_err(|rejection| invalid(rejection.body_text()))
+}
+
+async fn no_such_path() -> Failure {
+    let error = CallError::new(ErrorCode::NotFound, "no such path; /v1/openapi.json lists all".into());
+    error.next("curl URL/v1/openapi.json").into()
+}
+
+async fn no_such_method() -> Failure {
+    let Failure(_, body) = invalid("this path has no such method; /v1/openapi.json lists all".into());
+    Failure(StatusCode::METHOD_NOT_ALLOWED, body)
+}
+
+/// Health, segments by condition, re-mirroring, space.
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status), (status = 503, body = ErrorBody)))]
+async fn status(State(desk): State<Desk>) -> Handled {
+    answer(desk.ask(Call::Status).await)
+}
+
+/// The cluster's id and revision.
+#[utoipa::path(get, path = "/v1/cluster", responses((status = 200, body = Cluster), (status = 503, body = ErrorBody)))]
+async fn cluster(State(desk): State<Desk>) -> Handled {
+    answer(desk.ask(Call::Cluster).await)
+}
+
+/// All nodes.
+#[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Vec<NodeInfo>), (status = 503, body = ErrorBody)))]
+async fn nodes(State(desk): State<Desk>) -> Handled {
+    answer(desk.ask(Call::Nodes).await)
+}
+
+/// One node.
+#[utoipa::path(
+    get,
+    path = "/v1/nodes/{id}",
+    params(("id" = String, Path, description = "such as n3")),
+    responses((status = 200, body = NodeInfo), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody))
+)]
+async fn node(State(desk): State<Desk>, id: Name) -> Handled {
+    let id: NodeId = named(id)?.parse().map_err(|bad: engine_core::ids::BadNodeId| invalid(bad.to_string()))?;
+    answer(desk.ask(Call::Node(id)).await)
+}
+
+/// All volumes, those being deleted included.
+#[utoipa::path(
+    get,
+    path = "/v1/volumes",
+    responses((status = 200, body = Vec<VolumeInfo>), (status = 503, body = ErrorBody))
+)]
+async fn volumes(State(desk): State<Desk>) -> Handled {
+    answer(desk.ask(Call::Volumes).await)
+}
+
+/// Makes a volume; answers when every replica exists.
+#[utoipa::path(
+    post,
+    path = "/v1/volumes",
+    request_body = CreateVolume,
+    responses(
+        (status = 200, body = VolumeInfo),
+        (status = 400, body = ErrorBody),
+        (status = 409, body = ErrorBody),
+        (status = 503, body = ErrorBody),
+        (status = 504, body = ErrorBody),
+        (status = 507, body = ErrorBody)
+    )
+)]
+async fn create_volume(State(desk): State<Desk>, body: Body) -> Handled {
+    answer(desk.ask(Call::Create(parse(body)?)).await)
+}
+
+/// One volume.
+#[utoipa::path(
+    get,
+    path = "/v1/volumes/{name}",
+    params(("name" = String, Path, description = "the volume's name")),
+    responses((status = 200, body = VolumeInfo), (status = 404, body = ErrorBody))
+)]
+async fn volume(State(desk): State<Desk>, name: Name) -> Handled {
+    answer(desk.ask(Call::Volume(named(name)?)).await)
+}
+
+/// Deletes a volume nobody has attached; its replicas are dropped when their nodes hear of it.
+#[utoipa::path(
+    delete,
+    path = "/v1/volumes/{name}",
+    params(("name" = String, Path, description = "the volume's name")),
+    responses((status = 200, body = VolumeInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody))
+)]
+async fn delete_volume(State(desk): State<Desk>, name: Name) -> Handled {
+    answer(desk.ask(Call::Delete(named(name)?)).await)
+}
+
+/// Grows a volume; answers when every new replica exists.
+#[utoipa::path(
+    post,
+    path = "/v1/volumes/{name}/resize",
+    params(("name" = String, Path, description = "the volume's name")),
+    request_body = ResizeVolume,
+    responses(
+        (status = 200, body = VolumeInfo),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody),
+        (status = 504, body = ErrorBody),
+        (status = 507, body = ErrorBody)
+    )
+)]
+async fn resize_volume(State(desk): State<Desk>, name: Name, body: Body) -> Handled {
+    answer(desk.ask(Call::Resize(named(name)?, parse::<ResizeVolume>(body)?)).await)
+}
+
+/// Attaches a volume: every older attachment is fenced off before this answers.
+#[utoipa::path(
+    post,
+    path = "/v1/volumes/{name}/attach",
+    params(("name" = String, Path, description = "the volume's name")),
+    request_body = AttachVolume,
+    responses(
+        (status = 200, body = VolumeMap),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody),
+        (status = 504, body = ErrorBody)
+    )
+)]
+async fn attach_volume(State(desk): State<Desk>, name: Name, body: Body) -> Handled {
+    answer(desk.ask(Call::Attach(named(name)?, parse::<AttachVolume>(body)?)).await)
+}
+
+/// Ends an attachment; without a generation it fences off whoever is attached.
+#[utoipa::path(
+    post,
+    path = "/v1/volumes/{name}/detach",
+    params(("name" = String, Path, description = "the volume's name")),
+    request_body = DetachVolume,
+    responses(
+        (status = 200, body = VolumeInfo),
+        (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody),
+        (status = 504, body = ErrorBody)
+    )
+)]
+async fn detach_volume(State(desk): State<Desk>, name: Name, body: Body) -> Handled {
+    answer(desk.ask(Call::Detach(named(name)?, parse::<DetachVolume>(body)?)).await)
+}
+
+/// Where a volume's data is.
+#[utoipa::path(
+    get,
+    path = "/v1/volumes/{name}/map",
+    params(("name" = String, Path, description = "the volume's name")),
+    responses((status = 200, body = VolumeMap), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody))
+)]
+async fn volume_map(State(desk): State<Desk>, name: Name) -> Handled {
+    answer(desk.ask(Call::Map(named(name)?)).await)
+}
+
+/// Why a volume is as it is, segment by segment.
+#[utoipa::path(
+    get,
+    path = "/v1/volumes/{name}/explain",
+    params(("name" = String, Path, description = "the volume's name")),
+    responses((status = 200, body = Explain), (status = 404, body = ErrorBody))
+)]
+async fn explain_volume(State(desk): State<Desk>, name: Name) -> Handled {
+    answer(desk.ask(Call::Explain(named(name)?)).await)
+}
+
+/// This document.
+#[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "the OpenAPI document")))]
+async fn openapi_json() -> Response {
+    json(StatusCode::OK, &openapi())
+}

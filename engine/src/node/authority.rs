@@ -1,0 +1,250 @@
+//! The node's session with the authority: one connection, kept for as long as the node runs.
+//!
+//! Nothing here is needed to serve: while the authority is away replicas go on with what they know (R20), addresses
+//! of peers are kept, and messages for it are dropped, because whoever sent them asks again.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine_core::ids::{ClusterId, Revision};
+use engine_core::limits::{
+    HELLO_DEADLINE, LIST_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, REPORT_EVERY, REPORT_SEGMENTS_MAX,
+};
+use engine_core::message::{Decision, FromAuthority, Lane, NodeAddress, Registration, Report, ToAuthority};
+use engine_core::remirror::backoff::Backoff;
+use engine_core::time::Span;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::clock::{duration, seed};
+use super::harbour::Addresses;
+use super::mail::{Figures, Mail, ShardBox, owner};
+use crate::wire::{self, Hello, Inbound, Local, Message, Network, Outbox, Who, WireError};
+
+/// How long shards may take to tell their figures before the last ones known are reported.
+const FIGURES_WAIT: Duration = Duration::from_millis(500);
+
+/// The authority does not want this node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the authority refuses this node: {0}")]
+pub(crate) struct RefusedByAuthority(pub(crate) String);
+
+/// Everything a session needs.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// `host:port`.
+    pub(crate) authority: String,
+    pub(crate) local: Local,
+    pub(crate) registration: Registration,
+    pub(crate) shards: Vec<ShardBox>,
+    /// From the shards.
+    pub(crate) outgoing: mpsc::Receiver<ToAuthority>,
+    pub(crate) addresses: watch::Sender<Addresses>,
+    /// Given once: the grace time, when first told.
+    pub(crate) registered: Option<oneshot::Sender<Span>>,
+}
+
+/// What a hello to the authority says.
+#[must_use]
+pub(crate) fn hello(local: &Local) -> Option<Hello> {
+    let who = Who::Node {
+        id: local.node?,
+        boot: local.boot,
+        shards: local.shards,
+        lane: Lane::Live,
+        network: Network::Primary,
+    };
+    Some(Hello { cluster: local.cluster, who })
+}
+
+/// Asks the authority which cluster it is; `local.cluster` may be `ClusterId(0)`.
+pub(crate) async fn ask_cluster(authority: &str, local: &Local) -> Result<ClusterId, WireError> {
+    let hello = hello(local).ok_or_else(|| WireError::Unwelcome("not a node".into()))?;
+    let (welcome, _link) = wire::dial(authority, &hello, duration(HELLO_DEADLINE)).await?;
+    Ok(welcome.cluster)
+}
+
+/// Stops a task when its owner goes.
+struct Stopped(JoinHandle<()>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Session {
+    /// Keeps the session for ever; ends only if the authority refuses this node before it has ever taken it.
+    pub(crate) async fn run(mut self) -> RefusedByAuthority {
+        let mut backoff = Backoff::new(REDIAL_MIN, REDIAL_MAX, seed());
+        let Some(hello) = hello(&self.local) else { return RefusedByAuthority("not a node".into()) };
+        let mut quiet = false;
+        loop {
+            match wire::dial(&self.authority, &hello, duration(HELLO_DEADLINE)).await {
+                Ok((_, link)) => {
+                    let (inbound, outbox) = link.split();
+                    match self.talk(inbound, &outbox, &mut backoff).await {
+                        Ended::Refused(reason) if self.registered.is_some() => return RefusedByAuthority(reason),
+                        Ended::Refused(reason) => {
+                            tracing::error!(%reason, "the authority refuses this node now; it goes on serving");
+                        }
+                        Ended::Broken(error) => tracing::warn!(%error, "the connection to the authority is gone"),
+                    }
+                    quiet = false;
+                }
+                Err(WireError::Rejected(reason)) if self.registered.is_some() => return RefusedByAuthority(reason),
+                Err(error) => {
+                    if !std::mem::replace(&mut quiet, true) {
+                        tracing::warn!(authority = %self.authority, %error, "the authority cannot be reached; trying on");
+                    }
+                }
+            }
+            self.wait(duration(backoff.pause())).await;
+        }
+    }
+
+    /// Waits, while messages for an authority that is away are dropped.
+    async fn wait(&mut self, pause: Duration) {
+        let until = tokio::time::Instant::now() + pause;
+        while let Ok(Some(_)) = tokio::time::timeout_at(until, self.outgoing.recv()).await {}
+        tokio::time::sleep_until(until).await;
+    }
+
+    /// One connection, from registering to its end.
+    async fn talk(&mut self, mut inbound: Inbound, outbox: &Outbox, backoff: &mut Backoff) -> Ended {
+        let register = ToAuthority::Register(self.registration.clone());
+        if let Err(error) = outbox.try_send(&Message::ToAuthority(register)) {
+            return Ended::Broken(WireError::Unwelcome(error.to_string()));
+        }
+        let mut reporter = None;
+        let patience = tokio::time::sleep(duration(REGISTER_WAIT));
+        tokio::pin!(patience);
+        loop {
+            let said = tokio::select! {
+                said = inbound.next() => said,
+                Some(message) = self.outgoing.recv() => {
+                    // Before it knows this node the authority listens to nothing else.
+                    if reporter.is_some() && outbox.try_send(&Message::ToAuthority(message)).is_err() {
+                        tracing::debug!("a message to the authority was lost");
+                    }
+                    continue;
+                }
+                () = &mut patience, if reporter.is_none() => {
+                    return Ended::Broken(WireError::Slow("no answer to the registration"));
+                }
+            };
+            match said {
+                Ok(Message::FromAuthority(FromAuthority::Registered { settings, revision })) => {
+                    tracing::info!(authority = %self.authority, %revision, "registered with the authority");
+                    backoff.reset();
+                    self.on_registered(settings.grace, revision);
+                    reporter = Some(Stopped(tokio::task::spawn_local(report(self.shards.clone(), outbox.clone()))));
+                }
+                Ok(Message::FromAuthority(FromAuthority::RegisterRefused(reason))) => return Ended::Refused(reason),
+                Ok(Message::FromAuthority(FromAuthority::Nodes(nodes))) => self.on_nodes(nodes),
+                Ok(Message::FromAuthority(said)) => self.pass_on(said).await,
+                Ok(_) => return Ended::Broken(WireError::Unwelcome("the authority said what only others say".into())),
+                Err(error) => return Ended::Broken(error),
+            }
+        }
+    }
+
+    fn on_registered(&mut self, grace: Span, revision: Revision) {
+        self.registration.revision = self.registration.revision.max(revision);
+        if let Some(registered) = self.registered.take() {
+            // Whoever waited may have gone on without.
+            let _ = registered.send(grace);
+        }
+    }
+
+    fn on_nodes(&self, nodes: Vec<NodeAddress>) {
+        let addresses = nodes.into_iter().map(|address| (address.node, address)).collect();
+        self.addresses.send_replace(Arc::new(addresses));
+    }
+
+    async fn pass_on(&self, said: FromAuthority) {
+        let segment = match &said {
+            FromAuthority::Create { config } => config.segment,
+            FromAuthority::Reserve { segment, .. }
+            | FromAuthority::Granted { segment, .. }
+            | FromAuthority::Fence { segment, .. }
+            | FromAuthority::Release { segment, .. } => *segment,
+            FromAuthority::Decided(decision) => {
+                if let Decision::Denied(config, reason) = decision {
+                    tracing::info!(segment = %config.segment, %reason, "the authority denied a proposal");
+                }
+                super::shard::decided_segment(decision)
+            }
+            FromAuthority::Registered { .. } | FromAuthority::RegisterRefused(_) | FromAuthority::Nodes(_) => return,
+        };
+        // A shard that is over needs no news.
+        let _ = owner(&self.shards, segment).work.send(Mail::Authority(said)).await;
+    }
+}
+
+/// How a connection to the authority ended.
+enum Ended {
+    Refused(String),
+    Broken(WireError),
+}
+
+/// Lists what is held, then reports regularly.
+async fn report(shards: Vec<ShardBox>, outbox: Outbox) {
+    let mut held = Vec::new();
+    for shard in &shards {
+        let (answer, list) = oneshot::channel();
+        if shard.work.send(Mail::Replicas(answer)).await.is_ok() {
+            held.extend(list.await.unwrap_or_default());
+        }
+    }
+    let mut parts = held.chunks(LIST_MAX).map(<[_]>::to_vec).collect::<Vec<_>>();
+    let last = parts.pop().unwrap_or_default();
+    for part in parts {
+        let _ = outbox.try_send(&Message::ToAuthority(ToAuthority::Replicas { part, last: false }));
+    }
+    let _ = outbox.try_send(&Message::ToAuthority(ToAuthority::Replicas { part: last, last: true }));
+    let known = Rc::new(std::cell::RefCell::new(vec![Figures::default(); shards.len()]));
+    let mut ticks = tokio::time::interval(duration(REPORT_EVERY));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let asked = shards.iter().enumerate().map(|(index, shard)| {
+            let (shard, known) = (shard.clone(), Rc::clone(&known));
+            async move {
+                let (answer, figures) = oneshot::channel();
+                if shard.work.send(Mail::Status(answer)).await.is_ok()
+                    && let Ok(figures) = figures.await
+                {
+                    known.borrow_mut()[index] = figures;
+                }
+            }
+        });
+        for ask in asked {
+            // A shard that is stuck must not silence the others.
+            let _ = tokio::time::timeout(FIGURES_WAIT, ask).await;
+        }
+        let report = sum(&known.borrow());
+        if outbox.try_send(&Message::ToAuthority(ToAuthority::Report(report))).is_err() && outbox.is_closed() {
+            return;
+        }
+    }
+}
+
+/// The node's report out of its shards' figures.
+fn sum(figures: &[Figures]) -> Report {
+    let mut report = Report::default();
+    for shard in figures {
+        report.booked += shard.space.booked;
+        report.used += shard.space.used;
+        report.replicas += shard.replicas;
+        report.serving += shard.serving;
+        report.not_serving.extend(&shard.not_serving);
+        report.copies.extend(shard.copies.iter().cloned());
+        report.copied_bytes += shard.copied_bytes;
+        report.corrupt_blocks += shard.corrupt_blocks;
+    }
+    report.not_serving.truncate(REPORT_SEGMENTS_MAX);
+    report.copies.truncate(REPORT_SEGMENTS_MAX);
+    report
+}

@@ -1,0 +1,192 @@
+//! Getting hold of the device: look first, decide whether it is ours, and only then write.
+
+use std::path::PathBuf;
+
+use engine_core::ids::{BootCount, ClusterId, DeviceId, NodeId};
+
+use super::config::{Config, default_shards};
+use crate::device::WholeDevice;
+use crate::device::file::{DeviceError, DeviceFile};
+use crate::store::{self, FormatError, Geometry, OpenError, Superblock};
+
+const MIB: u64 = 1024 * 1024;
+/// Bounds of a shard's log where nobody asked for a size: a sixteenth of the shard's part, within these.
+const WAL_DEFAULT: (u64, u64) = (64 * MIB, 256 * MIB);
+
+/// Why the device cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HoldError {
+    /// It cannot be opened.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// It is not this node's, or not whole.
+    #[error("{path}: {error}")]
+    NotOurs {
+        /// The device.
+        path: PathBuf,
+        /// What it is.
+        error: OpenError,
+    },
+    /// It cannot be formatted.
+    #[error("{path}: {error}")]
+    Format {
+        /// The device.
+        path: PathBuf,
+        /// Why not.
+        error: FormatError,
+    },
+    /// The configuration asks for what was fixed otherwise when the device was formatted.
+    #[error(
+        "{path} was formatted with {name} {found}; it cannot be {asked} now. Nothing was written; leave the setting away"
+    )]
+    Fixed {
+        /// The device.
+        path: PathBuf,
+        /// Which setting.
+        name: &'static str,
+        /// As formatted.
+        found: u64,
+        /// As configured.
+        asked: u64,
+    },
+}
+
+impl HoldError {
+    /// The process's exit code (DESIGN 8).
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Device(DeviceError::Missing { .. }) => 3,
+            Self::Device(DeviceError::InUse { .. }) => 5,
+            Self::Device(DeviceError::BadSize { .. }) | Self::Fixed { .. } => 2,
+            Self::NotOurs { error: OpenError::Foreign, .. } | Self::Format { error: FormatError::NotBlank, .. } => 4,
+            Self::NotOurs { error: OpenError::Io(_), .. } | Self::Format { error: FormatError::Io(_), .. } => 1,
+            Self::Format { error: FormatError::BadSettings { .. } | FormatError::TooSmall { .. }, .. } => 2,
+            Self::NotOurs { .. } => 5,
+            Self::Device(_) => 1,
+        }
+    }
+}
+
+/// What was found where the device should be. Nothing has been written.
+pub(crate) enum Hold {
+    /// This node's.
+    Ours(DeviceFile, Superblock),
+    /// Nothing on it yet.
+    Blank(DeviceFile, Geometry),
+    /// Not even a file: one of this size will be made.
+    Absent(u64, Geometry),
+}
+
+/// Looks, locks, and checks everything that can be checked without the authority.
+pub(crate) fn look(config: &Config) -> Result<Hold, HoldError> {
+    let path = &config.device;
+    let mut file = match (DeviceFile::open(path), config.device_size) {
+        (Ok(file), _) => file,
+        (Err(DeviceError::Missing { .. }), Some(size)) => {
+            if size == 0 || !size.is_multiple_of(MIB) {
+                return Err(DeviceError::BadSize { size }.into());
+            }
+            return Ok(Hold::Absent(size, plan(config, size)?));
+        }
+        (Err(error), _) => return Err(error.into()),
+    };
+    match store::read(&mut file) {
+        Ok(found) => {
+            check_owner(config, &found, config.id)?;
+            Ok(Hold::Ours(file, found))
+        }
+        Err(OpenError::NotFormatted) => {
+            let geometry = plan(config, file.size())?;
+            Ok(Hold::Blank(file, geometry))
+        }
+        Err(error) => Err(HoldError::NotOurs { path: path.clone(), error }),
+    }
+}
+
+fn check_owner(config: &Config, found: &Superblock, expected: NodeId) -> Result<(), HoldError> {
+    let path = || config.device.clone();
+    if found.node != expected {
+        let error = OpenError::OtherNode { found: found.node, expected };
+        return Err(HoldError::NotOurs { path: path(), error });
+    }
+    let geometry = &found.geometry;
+    let settings = [
+        ("shards", config.shards.map(u64::from), u64::from(geometry.shards)),
+        ("wal_size", config.wal_size, geometry.wal_size),
+    ];
+    for (name, asked, found) in settings {
+        if let Some(asked) = asked.filter(|asked| *asked != found) {
+            return Err(HoldError::Fixed { path: path(), name, found, asked });
+        }
+    }
+    Ok(())
+}
+
+/// How a device of `size` bytes will be divided. Without a wish, as many shards as fit.
+fn plan(config: &Config, size: u64) -> Result<Geometry, HoldError> {
+    let mut shards = config.shards.unwrap_or_else(default_shards);
+    loop {
+        let part = size / u64::from(shards) / 16;
+        let wal = config.wal_size.unwrap_or((part - part % MIB).clamp(WAL_DEFAULT.0, WAL_DEFAULT.1));
+        match Geometry::plan(size, shards, wal) {
+            Ok(geometry) => return Ok(geometry),
+            Err(FormatError::TooSmall { .. }) if config.shards.is_none() && shards > 1 => shards -= 1,
+            Err(error) => return Err(HoldError::Format { path: config.device.clone(), error }),
+        }
+    }
+}
+
+impl Hold {
+    /// The device's cluster; `ClusterId(0)` is "none yet".
+    pub(crate) fn cluster(&self) -> ClusterId {
+        match self {
+            Self::Ours(_, superblock) => superblock.cluster,
+            Self::Blank(..) | Self::Absent(..) => ClusterId(0),
+        }
+    }
+
+    /// Shards it has or will have.
+    pub(crate) fn shards(&self) -> u16 {
+        match self {
+            Self::Ours(_, superblock) => superblock.geometry.shards,
+            Self::Blank(_, geometry) | Self::Absent(_, geometry) => geometry.shards,
+        }
+    }
+
+    /// Makes it this node's where it is not yet, and counts this boot durably (I9). From here on things are written.
+    pub(crate) fn take(
+        self,
+        config: &Config,
+        cluster: ClusterId,
+        device: DeviceId,
+    ) -> Result<(DeviceFile, Superblock), HoldError> {
+        let path = &config.device;
+        let (mut file, fresh) = match self {
+            Self::Ours(file, _) => (file, None),
+            Self::Blank(file, geometry) => (file, Some(geometry)),
+            Self::Absent(size, geometry) => (create(path, size)?, Some(geometry)),
+        };
+        if let Some(geometry) = fresh {
+            let boot = BootCount(0);
+            let superblock = Superblock { features: 0, cluster, node: config.id, device, boot, geometry };
+            store::format(&mut file, &superblock).map_err(|error| HoldError::Format { path: path.clone(), error })?;
+            tracing::info!(path = %path.display(), %device, "the device was formatted");
+        }
+        let superblock = store::open(&mut file, cluster, config.id)
+            .map_err(|error| HoldError::NotOurs { path: path.clone(), error })?;
+        Ok((file, superblock))
+    }
+}
+
+fn create(path: &std::path::Path, size: u64) -> Result<DeviceFile, HoldError> {
+    tracing::info!(path = %path.display(), size, "making the device file; every byte of it is written once");
+    let mut tenth = 0;
+    let file = DeviceFile::create(path, size, &mut |written| {
+        if written * 10 / size > tenth {
+            tenth = written * 10 / size;
+            tracing::info!("{} %", tenth * 10);
+        }
+    })?;
+    Ok(file)
+}

@@ -1,0 +1,126 @@
+//! What reaches a shard from the tasks around it, and what a shard asks of them. Every box is bounded (I15).
+
+use engine_core::ids::{NodeId, SegmentId};
+use engine_core::limits::INBOX_MAX;
+use engine_core::message::{CopyReport, FromAuthority, PeerMessage, ReplicaReport, Request};
+use engine_core::replica::io::ClientRef;
+use engine_core::time::Span;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::store::Space;
+use crate::wire::Outbox;
+
+/// For a shard, other than from clients.
+#[derive(Debug)]
+pub(crate) enum Mail {
+    /// Open the machines and begin to take part; until then only `Status` and `Replicas` are answered.
+    Serve {
+        /// Grace time of the cluster.
+        grace: Span,
+    },
+    /// A peer said this.
+    Peer {
+        /// Who.
+        from: NodeId,
+        /// What.
+        message: PeerMessage,
+    },
+    /// The own live connection to this node is up.
+    PeerUp {
+        /// To whom.
+        node: NodeId,
+        /// The connection.
+        live: Outbox,
+        /// Where bulk messages for it go.
+        bulk: mpsc::Sender<PeerMessage>,
+    },
+    /// It is gone.
+    PeerDown {
+        /// To whom.
+        node: NodeId,
+        /// Its host answered, its process did not.
+        refused: bool,
+    },
+    /// The authority says this about a segment of this shard.
+    Authority(FromAuthority),
+    /// Tell your figures.
+    Status(oneshot::Sender<Figures>),
+    /// List what you hold.
+    Replicas(oneshot::Sender<Vec<ReplicaReport>>),
+    /// Stop on purpose; answered when everything is quiet.
+    Stop(oneshot::Sender<()>),
+}
+
+/// For a shard, from a client's connection. A box of its own: it is the one that is left unread under pressure.
+#[derive(Debug)]
+pub(crate) enum ClientMail {
+    /// Answers for this client go here. Comes before its first request.
+    Up(ClientRef, Outbox),
+    /// A request.
+    Request(ClientRef, Box<Request>),
+    /// The connection is gone.
+    Gone(ClientRef),
+}
+
+/// For whoever keeps the connections to a peer.
+#[derive(Debug)]
+pub(crate) enum PeerControl {
+    /// This shard wants, or no longer wants, a connection to the node.
+    Want {
+        /// Which shard.
+        shard: u16,
+        /// To whom.
+        node: NodeId,
+        /// Whether it does.
+        wanted: bool,
+    },
+    /// The node has made, or lost, a live connection to here.
+    Incoming {
+        /// Who.
+        node: NodeId,
+        /// Its boot.
+        boot: engine_core::ids::BootId,
+        /// Whether the connection began or ended.
+        up: bool,
+    },
+}
+
+/// A shard's figures for the node's report.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Figures {
+    pub(crate) space: Space,
+    pub(crate) replicas: u32,
+    pub(crate) serving: u32,
+    pub(crate) not_serving: Vec<SegmentId>,
+    pub(crate) copies: Vec<CopyReport>,
+    pub(crate) copied_bytes: u64,
+    pub(crate) corrupt_blocks: u64,
+}
+
+/// How the tasks of all threads reach one shard.
+#[derive(Debug, Clone)]
+pub(crate) struct ShardBox {
+    pub(crate) work: mpsc::Sender<Mail>,
+    pub(crate) requests: mpsc::Sender<ClientMail>,
+}
+
+/// The shard's ends.
+#[derive(Debug)]
+pub(crate) struct ShardInbox {
+    pub(crate) work: mpsc::Receiver<Mail>,
+    pub(crate) requests: mpsc::Receiver<ClientMail>,
+}
+
+/// A shard's boxes and their ends.
+pub(crate) fn shard_box() -> (ShardBox, ShardInbox) {
+    let (work, work_end) = mpsc::channel(INBOX_MAX);
+    let (requests, requests_end) = mpsc::channel(INBOX_MAX);
+    (ShardBox { work, requests }, ShardInbox { work: work_end, requests: requests_end })
+}
+
+/// The box of the shard that owns `segment`.
+#[must_use]
+#[allow(clippy::cast_possible_truncation)] // at most SHARDS_MAX
+pub(crate) fn owner(shards: &[ShardBox], segment: SegmentId) -> &ShardBox {
+    &shards[usize::from(segment.shard(shards.len() as u16))]
+}

@@ -1,0 +1,149 @@
+//! Running a machine's effects, in order, and taking back what the store has finished.
+
+use engine_core::ids::SegmentId;
+use engine_core::limits::COPY_PAGE;
+use engine_core::message::{Lane, PeerMessage};
+use engine_core::replica::io::{Effect, Input};
+use engine_core::time::Time;
+
+use super::{Shard, Slot, Waiting};
+use crate::store::{Event, ReadError, Store, Ticket};
+
+impl<S: Store> Shard<S> {
+    /// Runs effects of the machine born as `birth`, as long as it is the one that is here.
+    pub(super) fn run_effects(&mut self, segment: SegmentId, birth: u64, effects: Vec<Effect>) {
+        for effect in effects {
+            if !self.is_here(segment, birth) {
+                return;
+            }
+            self.run_effect(segment, birth, effect);
+        }
+    }
+
+    fn is_here(&self, segment: SegmentId, birth: u64) -> bool {
+        matches!(self.slots.get(&segment), Some(Slot::Open(open)) if open.birth == birth)
+    }
+
+    fn run_effect(&mut self, segment: SegmentId, birth: u64, effect: Effect) {
+        match effect {
+            Effect::Persist { records, then } => {
+                let ticket = self.wait_for(Waiting::Then { segment, birth, effects: then, copied: 0 });
+                self.store.persist(records, ticket);
+            }
+            Effect::CopyIn { copy, then } => {
+                let copied = copy.blocks.data.len() as u64;
+                let ticket = self.wait_for(Waiting::Then { segment, birth, effects: then, copied });
+                self.store.copy_in(segment, copy, ticket);
+            }
+            Effect::Commit(through) => self.store.commit(segment, through),
+            Effect::Read { block, count, purpose } => {
+                let ticket = self.wait_for(Waiting::Read { segment, birth, purpose });
+                self.store.read(segment, block, count, ticket);
+            }
+            Effect::ReadExtent { to, extent } => {
+                let ticket = self.wait_for(Waiting::Extent { segment, birth, to, extent });
+                self.store.read_extent(segment, extent, ticket);
+            }
+            Effect::Allocation { block, count, purpose } => {
+                let runs = self.store.allocation(segment, block, count);
+                self.given_back.push_back((segment, Input::Allocation { purpose, runs }));
+            }
+            Effect::List { purpose, above, from } => {
+                let (listed, next) = self.store.list(segment, above, from, COPY_PAGE);
+                self.given_back.push_back((segment, Input::Listed { purpose, from, listed, next }));
+            }
+            Effect::Send { to, lane, message } => self.run_send(segment, to, lane, message),
+            Effect::Reply { client, reply } => self.reply(client, reply),
+            Effect::Authority(message) => self.tell_authority(message),
+            Effect::Feed(durable) => self.given_back.push_back((segment, Input::Durable(durable))),
+            Effect::Peers(nodes) => self.set_peers(segment, nodes),
+            Effect::Ended => {
+                self.slots.remove(&segment);
+                self.peers_changed = true;
+            }
+        }
+    }
+
+    fn run_send(
+        &mut self,
+        segment: SegmentId,
+        to: engine_core::ids::NodeId,
+        lane: Lane,
+        body: engine_core::message::Peer,
+    ) {
+        let Some(Slot::Open(open)) = self.slots.get(&segment) else { return };
+        let incarnation = open.incarnation;
+        match lane {
+            Lane::Live => self.send(to, segment, incarnation, body),
+            Lane::Bulk => {
+                let message = PeerMessage { segment, incarnation, body };
+                // Full or gone: the copy's own pace notices and asks again.
+                if self.lines.get(&to).is_some_and(|line| line.bulk.try_send(message).is_err()) {
+                    tracing::debug!(%segment, peer = %to, "a bulk message was dropped");
+                }
+            }
+        }
+    }
+
+    fn set_peers(&mut self, segment: SegmentId, nodes: Vec<engine_core::ids::NodeId>) {
+        let Some(Slot::Open(open)) = self.slots.get_mut(&segment) else { return };
+        let before = std::mem::replace(&mut open.peers, nodes.into_iter().collect());
+        for node in open.peers.difference(&before) {
+            if self.lines.contains_key(node) {
+                self.given_back.push_back((segment, Input::PeerUp(*node)));
+            }
+        }
+        self.peers_changed |= before != open.peers;
+    }
+
+    pub(super) fn wait_for(&mut self, waiting: Waiting) -> Ticket {
+        self.last_ticket += 1;
+        let ticket = Ticket(self.last_ticket);
+        self.waiting.insert(ticket, waiting);
+        ticket
+    }
+
+    pub(super) fn on_event(&mut self, now: Time, event: Event) {
+        match event {
+            Event::Persisted(ticket) | Event::CopiedIn(ticket) => match self.waiting.remove(&ticket) {
+                Some(Waiting::Then { segment, birth, effects, copied }) => {
+                    self.copied_bytes += copied;
+                    self.run_effects(segment, birth, effects);
+                }
+                Some(Waiting::Create(segment)) => self.created(now, segment),
+                Some(Waiting::Drop(segment, incarnation)) => self.dropped(segment, incarnation),
+                _ => debug_assert!(false, "{ticket:?} was not a write"),
+            },
+            Event::Read(ticket, result) => {
+                let Some(Waiting::Read { segment, birth, purpose }) = self.waiting.remove(&ticket) else { return };
+                let result = match result {
+                    Ok(blocks) => Ok(blocks),
+                    Err(ReadError::Damaged(block)) => Err(block),
+                    Err(ReadError::Unknown) => return, // dropped meanwhile
+                };
+                self.give_back(segment, birth, Input::Read { purpose, result });
+            }
+            Event::Extent(ticket, result) => {
+                let Some(Waiting::Extent { segment, birth, to, extent }) = self.waiting.remove(&ticket) else { return };
+                self.give_back(segment, birth, Input::Extent { to, extent, copy: result.ok() });
+            }
+            Event::Failed(reason) => self.on_failed(now, reason),
+        }
+    }
+
+    fn give_back(&mut self, segment: SegmentId, birth: u64, input: Input) {
+        if self.is_here(segment, birth) {
+            self.given_back.push_back((segment, input));
+        }
+    }
+
+    /// What is on the device is unknown: nothing of this shard is served or confirmed any more (DESIGN 6).
+    fn on_failed(&mut self, now: Time, reason: String) {
+        tracing::error!(shard = self.around.shard, %reason, "the device failed; this shard's replicas are out of service");
+        self.failed = Some(reason);
+        self.waiting.clear();
+        for segment in self.segments() {
+            self.handle(now, segment, Input::StoreFailed);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The loop of a shard: wait for messages, the device or the clock, then take a turn.
+
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+use engine_core::limits::{STOP_WAIT, TICK, TURN_MAX};
+use engine_core::time::{Span, Time};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+use tokio::time::MissedTickBehavior;
+
+use super::super::clock::{duration, now};
+use super::super::mail::{Mail, ShardInbox};
+use super::Shard;
+use crate::store::Store;
+
+/// Time for the last messages of machines that stop to leave before the device is settled.
+const FAREWELL: Span = Span::millis(100);
+
+/// A descriptor of our own for what somebody else's one waits for.
+fn watch(fd: RawFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the store that gave it keeps it open, and the store outlives this call.
+    let own = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?;
+    // SAFETY: an OwnedFd stays the same open descriptor until it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }?)
+}
+
+/// What woke the loop.
+enum Woke {
+    Mail,
+    Device,
+    Tick,
+    Ended,
+}
+
+/// Runs the shard until it is told to stop. `wake_fd` is readable when the store's device has something to take; it
+/// stays open as long as the store lives.
+pub(crate) async fn run<S: Store>(
+    mut shard: Shard<S>,
+    mut inbox: ShardInbox,
+    wake_fd: Option<RawFd>,
+) -> std::io::Result<()> {
+    let device = wake_fd.map(watch).transpose()?;
+    let mut ticks = tokio::time::interval(duration(TICK));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut mail, mut requests) = (Vec::with_capacity(TURN_MAX), Vec::with_capacity(TURN_MAX));
+    let mut events = Vec::new();
+    let mut again = false;
+    let mut stop: Option<Stop> = None;
+    loop {
+        let open = !shard.is_congested() && stop.is_none();
+        let woke = tokio::select! {
+            taken = inbox.work.recv_many(&mut mail, TURN_MAX) => if taken == 0 { Woke::Ended } else { Woke::Mail },
+            taken = inbox.requests.recv_many(&mut requests, TURN_MAX), if open => {
+                if taken == 0 { Woke::Ended } else { Woke::Mail }
+            }
+            () = device_ready(device.as_ref()) => Woke::Device,
+            () = tokio::task::yield_now(), if again => Woke::Device,
+            _ = ticks.tick() => Woke::Tick,
+        };
+        let moment = now();
+        match woke {
+            Woke::Ended => return Ok(()), // nobody is left who could ask for anything
+            Woke::Tick => shard.tick(moment),
+            Woke::Mail | Woke::Device => {}
+        }
+        for one in mail.drain(..) {
+            stop = take(&mut shard, moment, one).or(stop);
+        }
+        for one in requests.drain(..) {
+            shard.take_client(moment, one);
+        }
+        again = shard.advance(moment, &mut events);
+        if stop.as_mut().is_some_and(|stop| stop.is_done(&mut shard, moment)) {
+            if let Some(stop) = stop {
+                // The one who asked may have lost patience.
+                let _ = stop.done.send(());
+            }
+            return Ok(());
+        }
+    }
+}
+
+fn take<S: Store>(shard: &mut Shard<S>, moment: Time, mail: Mail) -> Option<Stop> {
+    if let Mail::Stop(done) = mail {
+        shard.take_stop(moment);
+        return Some(Stop { done, since: moment, settling: false });
+    }
+    shard.take(moment, mail);
+    None
+}
+
+async fn device_ready(device: Option<&AsyncFd<OwnedFd>>) {
+    match device {
+        // An error of the descriptor shows when the device is polled; the clock keeps the loop alive meanwhile.
+        Some(device) => match device.readable().await {
+            Ok(mut guard) => guard.clear_ready(),
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// A stop on purpose, under way.
+struct Stop {
+    done: oneshot::Sender<()>,
+    since: Time,
+    settling: bool,
+}
+
+impl Stop {
+    fn is_done<S: Store>(&mut self, shard: &mut Shard<S>, moment: Time) -> bool {
+        let passed = moment.since(self.since);
+        if passed < FAREWELL {
+            return false;
+        }
+        if !self.settling {
+            self.settling = true;
+            shard.settle();
+            return false;
+        }
+        shard.is_quiet() || passed > STOP_WAIT
+    }
+}

@@ -1,0 +1,229 @@
+//! From a configuration to a running node, and to its end.
+//!
+//! The order is the safety argument: addresses are taken and every check of the device and of the cluster is made
+//! before the first byte is written; the boot is counted durably before any replica is opened (I9); no replica goes
+//! to work before the authority has had its say about this node, or has not answered for a while (R20).
+
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+
+use engine_core::ids::{BootId, ClusterId, DeviceId};
+use engine_core::limits::{
+    GRACE_DEFAULT, INBOX_MAX, OUTBOX_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, STOP_WAIT, STRANGERS_MAX,
+};
+use engine_core::message::{NodeAddress, Registration};
+use engine_core::remirror::backoff::Backoff;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use super::authority::{self, RefusedByAuthority, Session};
+use super::clock::{duration, seed};
+use super::config::{Config, ConfigError};
+use super::hold::{self, HoldError};
+use super::listen::{self, Doors};
+use super::mail::{Mail, ShardBox, shard_box};
+use super::thread::{self, Plan};
+use crate::store::Superblock;
+use crate::wire::{Local, Network, WireError};
+
+/// Why a node did not start or had to end. Nothing was written unless it says so.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Wrong flags or configuration file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {name} {address}: {error}. Nothing was written; is another noded running there?")]
+    Listen {
+        /// Which of the two.
+        name: &'static str,
+        /// As configured.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(#[from] HoldError),
+    /// The authority does not take this node in.
+    #[error("{0}. Nothing is served")]
+    Refused(String),
+    /// The operating system does not give what a process needs.
+    #[error("the operating system refuses: {0}")]
+    Runtime(std::io::Error),
+    /// A shard could not begin or has ended.
+    #[error("shard {shard}: {reason}")]
+    Shard {
+        /// Which.
+        shard: u16,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl StartError {
+    /// The process's exit code (DESIGN 8).
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => 2,
+            Self::Device(error) => error.exit_code(),
+            Self::Refused(_) => 5,
+            Self::Listen { .. } | Self::Runtime(_) | Self::Shard { .. } => 1,
+        }
+    }
+}
+
+/// Runs a node until `stop` is ready or it cannot go on. Must be called inside a `LocalSet`.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), StartError> {
+    let mut stop = std::pin::pin!(stop);
+    let primary = bind("primary_addr", config.primary)?;
+    let replication = bind("replication_addr", config.replication)?;
+    let boot = BootId(random_u128());
+    let hold = hold::look(&config)?;
+    let local = Local { cluster: hold.cluster(), node: Some(config.id), boot, shards: hold.shards() };
+    let cluster = tokio::select! {
+        cluster = find_cluster(&config.authority, &local) => cluster?,
+        () = &mut stop => return Ok(()),
+    };
+    let (file, superblock) = hold.take(&config, cluster, DeviceId(random_u128()))?;
+    let local = Local { cluster, ..local };
+    tracing::info!(node = %config.id, %cluster, device = %superblock.device, boot = %superblock.boot,
+        shards = superblock.geometry.shards, "the device is this node's");
+
+    let (boxes, inboxes): (Vec<ShardBox>, Vec<_>) = (0..superblock.geometry.shards).map(|_| shard_box()).unzip();
+    let (to_authority, outgoing) = mpsc::channel(OUTBOX_MAX);
+    let (addresses, addresses_seen) = watch::channel(Default::default());
+    let doors = Doors::default();
+    let plan =
+        Plan { file, superblock, local: local.clone(), boxes: boxes.clone(), to_authority, addresses: addresses_seen };
+    let mut crew = thread::spawn(&plan, inboxes, &doors)?;
+    let capacity = crew.ready().await?;
+
+    let (registered, has_registered) = oneshot::channel();
+    let session = Session {
+        authority: config.authority.clone(),
+        local,
+        registration: registration(&config, &superblock, capacity, &primary, &replication)?,
+        shards: boxes.clone(),
+        outgoing,
+        addresses,
+        registered: Some(registered),
+    };
+    let mut session = std::pin::pin!(session.run());
+    let grace = tokio::select! {
+        refused = &mut session => return Err(refuse(&refused)),
+        grace = timeout(duration(REGISTER_WAIT), has_registered) => match grace {
+            Ok(Ok(grace)) => grace,
+            _ => {
+                tracing::warn!("the authority has not answered; the replicas here go to work without it");
+                GRACE_DEFAULT
+            }
+        },
+        () = &mut stop => return finish(&boxes).await,
+        ended = crew.ended() => return Err(ended),
+    };
+    for shard in &boxes {
+        // A shard that is over says so below.
+        let _ = shard.work.send(Mail::Serve { grace }).await;
+    }
+    let arrivals = Rc::new(crew.arrivals.clone());
+    for (listener, network) in [(primary, Network::Primary), (replication, Network::Replication)] {
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(StartError::Runtime)?;
+        tokio::task::spawn_local(listen::listen(listener, network, doors.clone(), Rc::clone(&arrivals)));
+    }
+    tokio::select! {
+        refused = &mut session => Err(refuse(&refused)),
+        ended = crew.ended() => Err(ended),
+        () = &mut stop => finish(&boxes).await,
+    }
+}
+
+fn refuse(refused: &RefusedByAuthority) -> StartError {
+    StartError::Refused(refused.to_string())
+}
+
+fn bind(name: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    bound.map_err(|error| StartError::Listen { name, address, error })
+}
+
+/// The cluster this node belongs to: its device's, unless the authority says that it is another one. A device without
+/// a cluster waits for the authority.
+async fn find_cluster(authority: &str, local: &Local) -> Result<ClusterId, StartError> {
+    let mut backoff = Backoff::new(REDIAL_MIN, REDIAL_MAX, seed());
+    let mut told = false;
+    loop {
+        match authority::ask_cluster(authority, local).await {
+            Ok(cluster) => return Ok(cluster),
+            Err(WireError::Rejected(reason) | WireError::Unwelcome(reason)) => {
+                return Err(StartError::Refused(format!(
+                    "the authority at {authority} refuses this node: {reason}; nothing was written"
+                )));
+            }
+            Err(error) if local.cluster != ClusterId(0) => {
+                tracing::warn!(%authority, %error, "the authority cannot be reached; the device's cluster is taken as right");
+                return Ok(local.cluster);
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(%authority, %error, "waiting for the authority, to learn which cluster this is");
+                }
+            }
+        }
+        tokio::time::sleep(duration(backoff.pause())).await;
+    }
+}
+
+fn registration(
+    config: &Config,
+    superblock: &Superblock,
+    capacity: u64,
+    primary: &TcpListener,
+    replication: &TcpListener,
+) -> Result<Registration, StartError> {
+    let address = |listener: &TcpListener| listener.local_addr().map(|at| at.to_string()).map_err(StartError::Runtime);
+    Ok(Registration {
+        address: NodeAddress {
+            node: config.id,
+            primary: address(primary)?,
+            replication: address(replication)?,
+            shards: superblock.geometry.shards,
+        },
+        zone: config.zone.clone(),
+        device: superblock.device,
+        boot: superblock.boot,
+        capacity,
+        revision: engine_core::ids::Revision(0),
+    })
+}
+
+/// Stops on purpose: machines hand over what they can, stores leave everything ready for a quick restart.
+async fn finish(boxes: &[ShardBox]) -> Result<(), StartError> {
+    tracing::info!("stopping");
+    let mut quiet = Vec::new();
+    for shard in boxes {
+        let (done, is_done) = oneshot::channel();
+        if shard.work.send(Mail::Stop(done)).await.is_ok() {
+            quiet.push(is_done);
+        }
+    }
+    let all = async {
+        for done in quiet {
+            let _ = done.await;
+        }
+    };
+    if timeout(duration(STOP_WAIT) * 2, all).await.is_err() {
+        tracing::warn!("not everything became quiet in time; the next start reads more of the log");
+    }
+    Ok(())
+}
+
+fn random_u128() -> u128 {
+    (u128::from(seed()) << 64) | u128::from(seed())
+}
+
+const _: () = assert!(STRANGERS_MAX <= INBOX_MAX);

@@ -1,0 +1,160 @@
+//! The threads of the shards: each opens its ring and its store, then runs its shard and its connections.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use engine_core::limits::{INBOX_MAX, STRANGERS_MAX};
+use engine_core::message::ToAuthority;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::clock::seed;
+use super::harbour::{self, Addresses, Harbour};
+use super::listen::{Arrival, Doors};
+use super::mail::{PeerControl, ShardBox, ShardInbox};
+use super::shard::{self, Shard, Surroundings};
+use super::start::StartError;
+use crate::device::Device;
+use crate::device::file::DeviceFile;
+use crate::device::uring::UringDevice;
+use crate::store::{ShardStore, Store, Superblock};
+use crate::wire::Local;
+
+/// What all threads are made from.
+pub(crate) struct Plan {
+    pub(crate) file: DeviceFile,
+    pub(crate) superblock: Superblock,
+    pub(crate) local: Local,
+    pub(crate) boxes: Vec<ShardBox>,
+    pub(crate) to_authority: mpsc::Sender<ToAuthority>,
+    pub(crate) addresses: watch::Receiver<Addresses>,
+}
+
+/// The running threads.
+pub(crate) struct Crew {
+    /// Where each takes its arrivals.
+    pub(crate) arrivals: Vec<mpsc::Sender<Arrival>>,
+    ready: Vec<oneshot::Receiver<Result<u64, String>>>,
+    over: mpsc::Receiver<(u16, String)>,
+}
+
+impl Crew {
+    /// Waits until every store is open; gives the extents of all.
+    pub(crate) async fn ready(&mut self) -> Result<u64, StartError> {
+        let mut capacity = 0;
+        for (shard, ready) in (0u16..).zip(self.ready.drain(..)) {
+            let opened = ready.await.unwrap_or_else(|_| Err("its thread has ended".into()));
+            capacity += opened.map_err(|reason| StartError::Shard { shard, reason })?;
+        }
+        Ok(capacity)
+    }
+
+    /// Waits until a thread has ended although nobody asked for it.
+    pub(crate) async fn ended(&mut self) -> StartError {
+        match self.over.recv().await {
+            Some((shard, reason)) => StartError::Shard { shard, reason },
+            None => StartError::Shard { shard: 0, reason: "all threads have ended".into() },
+        }
+    }
+}
+
+/// One thread's share of the plan.
+struct Share {
+    shard: u16,
+    file: DeviceFile,
+    superblock: Superblock,
+    harbour: Harbour,
+    to_authority: mpsc::Sender<ToAuthority>,
+    inbox: ShardInbox,
+    arrivals: mpsc::Receiver<Arrival>,
+    control: mpsc::Receiver<PeerControl>,
+    ready: oneshot::Sender<Result<u64, String>>,
+}
+
+/// Starts a thread for each inbox.
+pub(crate) fn spawn(plan: &Plan, inboxes: Vec<ShardInbox>, doors: &Doors) -> Result<Crew, StartError> {
+    let (over, over_end) = mpsc::channel(inboxes.len().max(1));
+    let (keepers, controls): (Vec<_>, Vec<_>) = inboxes.iter().map(|_| mpsc::channel(INBOX_MAX)).unzip();
+    let last_client = Arc::new(AtomicU64::new(0));
+    let mut crew = Crew { arrivals: Vec::new(), ready: Vec::new(), over: over_end };
+    for ((shard, inbox), control) in (0u16..).zip(inboxes).zip(controls) {
+        let (arrivals, arrivals_end) = mpsc::channel(STRANGERS_MAX);
+        let (ready, is_ready) = oneshot::channel();
+        crew.arrivals.push(arrivals);
+        crew.ready.push(is_ready);
+        let harbour = Harbour {
+            local: plan.local.clone(),
+            shards: plan.boxes.clone(),
+            keepers: keepers.clone(),
+            addresses: plan.addresses.clone(),
+            doors: doors.clone(),
+            last_client: Arc::clone(&last_client),
+        };
+        let share = Share {
+            shard,
+            file: plan.file.clone(),
+            superblock: plan.superblock,
+            harbour,
+            to_authority: plan.to_authority.clone(),
+            inbox,
+            arrivals: arrivals_end,
+            control,
+            ready,
+        };
+        let over = over.clone();
+        std::thread::Builder::new()
+            .name(format!("shard-{shard}"))
+            .spawn(move || {
+                let reason = share.run().err().unwrap_or_else(|| "stopped".into());
+                // Nobody listens when the node stops.
+                let _ = over.blocking_send((shard, reason));
+            })
+            .map_err(StartError::Runtime)?;
+    }
+    Ok(crew)
+}
+
+impl Share {
+    fn run(self) -> Result<(), String> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| format!("no runtime: {error}"))?;
+        let local = tokio::task::LocalSet::new();
+        runtime.block_on(local.run_until(self.work()))
+    }
+
+    async fn work(self) -> Result<(), String> {
+        let (store, wake_fd) = match open(&self.file, &self.superblock, self.shard) {
+            Ok(opened) => opened,
+            Err(reason) => {
+                // Whoever waits is told; nobody waiting means the node is stopping.
+                let _ = self.ready.send(Err(reason.clone()));
+                return Err(reason);
+            }
+        };
+        let capacity = store.space().capacity;
+        let around = Surroundings {
+            node: self.superblock.node,
+            shard: self.shard,
+            authority: self.to_authority,
+            peers: self.harbour.keepers.clone(),
+            seed: seed(),
+        };
+        let shard = Shard::new(around, store);
+        let _ = self.ready.send(Ok(capacity));
+        tokio::task::spawn_local(harbour::run(Rc::new(self.harbour), self.arrivals, self.control));
+        shard::run(shard, self.inbox, wake_fd).await.map_err(|error| error.to_string())
+    }
+}
+
+type Opened = (ShardStore<UringDevice>, Option<std::os::fd::RawFd>);
+
+fn open(file: &DeviceFile, superblock: &Superblock, shard: u16) -> Result<Opened, String> {
+    let region = superblock.geometry.region(shard);
+    let device =
+        UringDevice::new(file.clone(), region.base, region.len).map_err(|error| format!("io_uring: {error}"))?;
+    let wake_fd = device.wake_fd();
+    let store = ShardStore::open(&mut file.clone(), device, superblock, shard).map_err(|error| error.to_string())?;
+    Ok((store, wake_fd))
+}
