@@ -62,7 +62,7 @@ async fn serve(api: &Api, format: Format, args: &Args) -> Result<(), Failure> {
     let map = api.attach(name, &reach::client_name("gateway"))?;
     let generation = map.generation;
     let served = async {
-        let volume = Rc::new(reach::open(&map, args.io_limit)?);
+        let volume = Rc::new(reach::open(api, &map, args.io_limit));
         let serving =
             Serving { uri: listener.uri(name), volume: name.clone(), size: map.size, generation: generation.0 };
         format.show(&serving, |serving| serving.uri.clone())?;

@@ -41,6 +41,13 @@ impl Api {
         Self { base: base.trim_end_matches('/').to_owned(), agent: config.new_agent(), deadline }
     }
 
+    /// The same authority, with another deadline for every call.
+    #[must_use]
+    pub(crate) fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
     /// Its address.
     pub(crate) fn base(&self) -> &str {
         &self.base

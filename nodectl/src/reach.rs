@@ -8,16 +8,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::authority::api::VolumeMap;
+use engine::client::{Options, Volume};
 use engine::gateway::{Export, ExportError};
-use engine_core::ids::{BlockIndex, NodeId, SegmentId};
+use engine_core::ids::NodeId;
 
 use crate::failure::{Exit, Failure};
 use crate::http::Api;
 use crate::verify::check::Peek;
 use crate::{nbd, signals};
 
+/// How long a fresh map may take; the client asks again.
+const REFRESH_LIMIT: Duration = Duration::from_secs(3);
+
 /// An open volume.
 pub(crate) enum Reach {
+    /// Attached here.
+    Native(Volume),
     /// Through an NBD server.
     Nbd(nbd::Client),
 }
@@ -25,44 +31,51 @@ pub(crate) enum Reach {
 impl Export for Reach {
     fn size(&self) -> u64 {
         match self {
+            Self::Native(volume) => volume.size(),
             Self::Nbd(client) => client.size(),
         }
     }
 
     async fn read(&self, offset: u64, len: u64) -> Result<Bytes, ExportError> {
         match self {
+            Self::Native(volume) => volume.read(offset, len).await,
             Self::Nbd(client) => client.read(offset, len).await,
         }
     }
 
     async fn write(&self, offset: u64, data: Bytes) -> Result<(), ExportError> {
         match self {
+            Self::Native(volume) => volume.write(offset, data).await,
             Self::Nbd(client) => client.write(offset, data).await,
         }
     }
 
     async fn zero(&self, offset: u64, len: u64, punch: bool) -> Result<(), ExportError> {
         match self {
+            Self::Native(volume) => volume.zero(offset, len, punch).await,
             Self::Nbd(client) => client.zero(offset, len, punch).await,
         }
     }
 
     async fn allocation(&self, offset: u64, len: u64) -> Result<Vec<(u64, bool)>, ExportError> {
         match self {
+            Self::Native(volume) => volume.allocation(offset, len).await,
             Self::Nbd(client) => client.allocation(offset, len).await,
         }
     }
 
     fn is_fenced(&self) -> bool {
         match self {
+            Self::Native(volume) => volume.is_fenced(),
             Self::Nbd(client) => client.is_fenced(),
         }
     }
 }
 
 impl Peek for Reach {
-    async fn peek(&self, _: NodeId, _: SegmentId, _: BlockIndex, _: u32) -> Result<Bytes, String> {
+    async fn peek(&self, node: NodeId, offset: u64, len: u64) -> Result<Bytes, String> {
         match self {
+            Self::Native(volume) => volume.peek(node, offset, len).await.map_err(|error| error.to_string()),
             Self::Nbd(_) => Err("members cannot be read through NBD".to_owned()),
         }
     }
@@ -83,8 +96,18 @@ pub(crate) fn client_name(what: &str) -> String {
 }
 
 /// Opens an attached volume. Needs a `LocalSet`.
-pub(crate) fn open(_map: &VolumeMap, _io_limit: Option<Duration>) -> Result<Reach, Failure> {
-    Err(Failure::failed("the native client is not built in yet"))
+pub(crate) fn open(api: &Api, map: &VolumeMap, io_limit: Option<Duration>) -> Reach {
+    let (api, name) = (api.clone().with_deadline(REFRESH_LIMIT), map.name.clone());
+    let refresh: engine::client::Refresh = Rc::new(move || Box::pin(fresh_map(api.clone(), name.clone())));
+    let options = Options { name: client_name("client"), io_limit, refresh: Some(refresh) };
+    Reach::Native(Volume::open(map.clone(), options))
+}
+
+/// Asks the authority on a thread of its own: this one has I/O to do. At most one at a time is asked for.
+async fn fresh_map(api: Api, name: String) -> Option<VolumeMap> {
+    let (answer, asked) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || answer.send(api.map(&name).ok()));
+    asked.await.ok().flatten()
 }
 
 /// Attaches, runs a task on the volume, and detaches however the task ended.
@@ -97,12 +120,12 @@ pub(crate) fn attached<T>(
     let map = api.attach(name, &client_name("load"))?;
     let generation = map.generation;
     let result = signals::block_on(async {
-        let volume = Rc::new(open(&map, io_limit)?);
-        Ok(task(Session { volume, map }).await)
+        let volume = Rc::new(open(api, &map, io_limit));
+        task(Session { volume, map }).await
     });
     // If somebody else has attached meanwhile there is nothing to detach, and nothing wrong.
     let _ = api.detach(name, Some(generation));
-    result
+    Ok(result)
 }
 
 /// Connects to an NBD server and runs a task on its export.

@@ -124,9 +124,10 @@ impl Story {
             rate: Some(RATE),
         };
         let progress = self.progress.clone();
+        let api = self.api.clone();
         Ok(std::thread::spawn(move || {
             signals::block_on(async {
-                let volume = Rc::new(reach::open(&map, None)?);
+                let volume = Rc::new(reach::open(&api, &map, None));
                 Ok(write::run(volume, plan, log, progress).await)
             })
         }))

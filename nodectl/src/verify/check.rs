@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use engine::authority::api::VolumeMap;
 use engine::gateway::Export;
-use engine_core::ids::{BlockIndex, NodeId, SegmentId};
+use engine_core::ids::NodeId;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -29,19 +29,15 @@ const DEPTH: usize = 8;
 const NAMED: usize = 10;
 /// How long a member may be behind, from the beginning of the check on (which writes nothing).
 pub(crate) const CATCH_UP: Duration = Duration::from_secs(10);
+/// How long one member may take to show a step.
+const PEEK_LIMIT: Duration = Duration::from_secs(5);
 /// Pause before a member is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// Reading one member's own blocks, whatever its role.
 pub(crate) trait Peek: 'static {
-    /// Reads blocks of a segment from one node.
-    fn peek(
-        &self,
-        node: NodeId,
-        segment: SegmentId,
-        block: BlockIndex,
-        count: u32,
-    ) -> impl Future<Output = Result<Bytes, String>>;
+    /// Reads whole blocks of the volume from what one node holds of them.
+    fn peek(&self, node: NodeId, offset: u64, len: u64) -> impl Future<Output = Result<Bytes, String>>;
 }
 
 /// One block that is not what it has to be.
@@ -157,48 +153,48 @@ impl<E: Export> Check<E> {
 impl<E: Export + Peek> Check<E> {
     async fn members_step(&self, offset: u64, len: u64) {
         if !self.is_hole(offset, len).await {
+            let mut at = offset;
             for run in self.map.layout.runs(offset, len) {
-                let segment = SegmentId { volume: self.map.volume, index: run.segment };
-                let Some(config) = self.map.segments.get(run.segment as usize) else { continue };
-                let first = offset / BLOCK as u64;
-                self.run_on_members(segment, &config.members, run.block(), first, run.len / BLOCK as u64).await;
+                match self.map.segments.get(run.segment as usize) {
+                    Some(config) => self.run_on_members(&config.members, at, run.len).await,
+                    None => {
+                        let why = format!("the map has no segment {}", run.segment);
+                        let losses = self.unreadable("map", at / BLOCK as u64, run.len / BLOCK as u64, &why);
+                        losses.into_iter().for_each(|loss| self.found.borrow_mut().note(loss));
+                    }
+                }
+                at += run.len;
             }
         }
         self.bar.inc(len);
     }
 
-    async fn run_on_members(&self, segment: SegmentId, members: &[NodeId], at: BlockIndex, first: u64, blocks: u64) {
+    async fn run_on_members(&self, members: &[NodeId], offset: u64, len: u64) {
         let (losses, good) = loop {
-            let (losses, good) = self.ask_members(segment, members, at, first, blocks).await;
+            let (losses, good) = self.ask_members(members, offset, len).await;
             if losses.is_empty() || Instant::now() >= self.patience {
                 break (losses, good);
             }
             tokio::time::sleep(AGAIN).await;
         };
         let mut found = self.found.borrow_mut();
-        found.member_blocks += blocks * members.len() as u64;
+        found.member_blocks += len / BLOCK as u64 * members.len() as u64;
         found.member_blocks_acknowledged += good;
         losses.into_iter().for_each(|loss| found.note(loss));
     }
 
     /// Asks every member once: what is wrong, and how many acknowledged blocks are right.
-    async fn ask_members(
-        &self,
-        segment: SegmentId,
-        members: &[NodeId],
-        at: BlockIndex,
-        first: u64,
-        blocks: u64,
-    ) -> (Vec<Loss>, u64) {
+    async fn ask_members(&self, members: &[NodeId], offset: u64, len: u64) -> (Vec<Loss>, u64) {
         let mut losses = Vec::new();
         let mut good = 0;
         let mut reference: Option<Bytes> = None;
-        let count = u32::try_from(blocks).expect("a step is small");
+        let (first, blocks) = (offset / BLOCK as u64, len / BLOCK as u64);
         let promised = (first..first + blocks).filter(|block| self.ledger.blocks.contains_key(block)).count() as u64;
         for node in members {
             let name = node.to_string();
-            let data = match self.volume.peek(*node, segment, at, count).await {
-                Ok(data) if data.len() as u64 == blocks * BLOCK as u64 => data,
+            let answer = tokio::time::timeout(PEEK_LIMIT, self.volume.peek(*node, offset, len)).await;
+            let data = match answer.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+                Ok(data) if data.len() as u64 == len => data,
                 Ok(data) => {
                     losses.extend(self.unreadable(&name, first, blocks, &format!("{} bytes", data.len())));
                     continue;

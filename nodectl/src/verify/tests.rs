@@ -11,7 +11,7 @@ use bytes::Bytes;
 use engine::authority::api::VolumeMap;
 use engine::gateway::{Export, ExportError};
 use engine_core::config::Config;
-use engine_core::ids::{BlockIndex, ClusterId, Epoch, Generation, Incarnation, NodeId, SegmentId, VolumeId};
+use engine_core::ids::{ClusterId, Epoch, Generation, Incarnation, NodeId, SegmentId, VolumeId};
 use engine_core::layout::Layout;
 use indicatif::ProgressBar;
 
@@ -117,15 +117,9 @@ impl Export for Memory {
 }
 
 impl Peek for Memory {
-    async fn peek(&self, node: NodeId, segment: SegmentId, block: BlockIndex, count: u32) -> Result<Bytes, String> {
-        // The inverse of the layout, by search: segment and block back to the address.
-        let members = self.members.borrow();
-        let chunk = u64::from(block.0) * BLOCK as u64 / MIB;
-        let group = self.layout.groups[0];
-        let address =
-            (chunk * u64::from(group.width) + u64::from(segment.index)) * MIB + u64::from(block.0) * BLOCK as u64 % MIB;
-        let at = usize::try_from(address).unwrap();
-        Ok(Bytes::copy_from_slice(&members[&node][at..at + count as usize * BLOCK]))
+    async fn peek(&self, node: NodeId, offset: u64, len: u64) -> Result<Bytes, String> {
+        let at = usize::try_from(offset).unwrap();
+        Ok(Bytes::copy_from_slice(&self.members.borrow()[&node][at..at + usize::try_from(len).unwrap()]))
     }
 }
 
