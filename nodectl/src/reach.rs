@@ -106,7 +106,7 @@ pub(crate) fn open(api: &Api, map: &VolumeMap, io_limit: Option<Duration>) -> Re
 /// Asks the authority on a thread of its own: this one has I/O to do. At most one at a time is asked for.
 async fn fresh_map(api: Api, name: String) -> Option<VolumeMap> {
     let (answer, asked) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || answer.send(api.map(&name).ok()));
+    std::thread::spawn(move || drop(answer.send(api.map(&name).ok())));
     asked.await.ok().flatten()
 }
 
