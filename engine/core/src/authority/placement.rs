@@ -150,9 +150,9 @@ fn best<'r, 'z>(rooms: &'r [Room<'z>], need: &Need<'_>, chosen: &[&Room<'_>]) ->
         .filter(|room| room.free(need.purpose) >= u64::from(need.extents))
         .filter(|room| need.spread == Spread::Node || !shares_zone(room))
         .min_by_key(|room| {
-            // Sixteenths of the device: nearly equal nodes take turns, by seed.
+            // Sixteenths of the device first: nodes of different size fill up alike. Then equals share evenly.
             let fullness = room.booked * 16 / room.capacity.max(1);
-            (shares_zone(room), fullness, rank(need.seed, room.node))
+            (shares_zone(room), fullness, room.booked, room.primaries, rank(need.seed, room.node))
         })
 }
 

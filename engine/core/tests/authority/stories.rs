@@ -1,0 +1,330 @@
+//! What the authority does when nodes come, go, hang and come back.
+
+use engine_core::authority::document::{AttachVolume, Health, ResizeVolume};
+use engine_core::authority::io::{Answer, Call, ErrorCode};
+use engine_core::config::Config;
+use engine_core::ids::{BootCount, Epoch, NodeId, Revision};
+use engine_core::limits::{NODE_SILENCE, PERMIT_TTL, PERMITS_PER_SOURCE};
+use engine_core::message::{Decision, FromAuthority, Registration, ToAuthority};
+use engine_core::time::Span;
+
+use crate::world::{World, registration, wish};
+
+/// What the authority decides about `members` proposed over the current configuration.
+fn propose(w: &mut World, index: u32, from: NodeId, members: &[NodeId], candidates: &[NodeId]) -> Decision {
+    let current = w.segment(index);
+    let promised = from != current.primary;
+    let config = Config {
+        epoch: current.epoch.next(),
+        primary: from,
+        members: members.to_vec(),
+        candidates: candidates.to_vec(),
+        ..current.clone()
+    };
+    w.sent.clear();
+    w.say(from, ToAuthority::Propose { expected: current.epoch, config, promised });
+    let decided = w.heard(from).into_iter().find_map(|message| match message {
+        FromAuthority::Decided(decision) => Some(decision),
+        _ => None,
+    });
+    decided.unwrap()
+}
+
+fn error(w: &mut World, request: Call) -> (ErrorCode, String) {
+    let call = w.call(request);
+    match w.answer(call) {
+        Some(Err(error)) => (error.code, error.message),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn primaries_and_copies_are_spread_evenly() {
+    let mut w = World::new(6);
+    w.volume("v", 12);
+    let mut leads = [0; 7];
+    for index in 0..12 {
+        let config = w.segment(index);
+        leads[usize::from(config.primary.0)] += 1;
+        let mut zones: Vec<u16> = config.members.iter().map(|node| node.0 % 3).collect();
+        zones.sort_unstable();
+        assert_eq!(zones, [0, 1, 2], "one copy in each zone");
+    }
+    assert_eq!(&leads[1..], &[2; 6]);
+    let status = w.status();
+    assert_eq!((status.health, status.segments.full, status.segments.total), (Health::Ok, 12, 12));
+}
+
+#[test]
+fn a_refused_replica_rolls_the_creation_back_and_a_later_one_gets_a_new_life() {
+    let mut w = World::new(3);
+    let call = w.create("v", 64 << 20);
+    let config = w.segment(0);
+    let (good, bad) = (config.members[0], config.members[1]);
+    let (segment, incarnation) = (config.segment, config.incarnation);
+    w.say(good, ToAuthority::Created { segment, incarnation, result: Ok(()) });
+    w.say(bad, ToAuthority::Created { segment, incarnation, result: Err("device full".into()) });
+    let error = w.answer(call).unwrap().unwrap_err();
+    assert_eq!(error.code, ErrorCode::NoSpace);
+    assert!(error.message.contains("device full") && error.message.contains(&bad.to_string()), "{error}");
+    assert_eq!((w.records_of("segment"), w.records_of("release")), (0, 3));
+    w.settle();
+    assert_eq!((w.records_of("release"), w.records_of("volume")), (0, 0), "all gone once confirmed");
+
+    w.volume("v", 1);
+    let call = w.call(Call::Resize("v".into(), ResizeVolume { size: 128 << 20 }));
+    let grown = w.segment(1);
+    let (segment, incarnation) = (grown.segment, grown.incarnation);
+    w.say(grown.primary, ToAuthority::Created { segment, incarnation, result: Err("full".into()) });
+    assert!(w.answer(call).unwrap().unwrap_err().message.contains("keeps its size"));
+    w.settle();
+    let call = w.call(Call::Resize("v".into(), ResizeVolume { size: 128 << 20 }));
+    w.settle();
+    assert!(matches!(w.answer(call), Some(Ok(Answer::Volume(info))) if info.size == 128 << 20));
+    assert!(w.segment(1).incarnation > incarnation, "another life of the same segment (I11)");
+}
+
+#[test]
+fn a_creation_survives_the_authority_and_ends_at_its_deadline() {
+    let mut w = World::new(3);
+    w.create("v", 64 << 20);
+    w.restart();
+    for id in 1..=3 {
+        w.register(registration(id));
+    }
+    w.settle();
+    assert_eq!(w.status().segments.full, 1, "asked for again, and ready");
+
+    let call = w.create("w", 64 << 20);
+    w.sent.clear();
+    w.pass(Span::seconds(31));
+    let error = w.answer(call).unwrap().unwrap_err();
+    assert_eq!(error.code, ErrorCode::Timeout);
+    assert!(error.message.contains("n1, n2, n3"), "{error}");
+}
+
+#[test]
+fn an_election_below_min_copies_waits_until_the_others_are_out_of_touch_also_after_a_restart() {
+    let mut w = World::new(3);
+    w.volume("v", 1);
+    let (old, new) = (w.segment(0).members[0], w.segment(0).members[1]);
+    let third = w.segment(0).members[2];
+    w.leave(old.0);
+    w.leave(third.0);
+    assert!(matches!(propose(&mut w, 0, new, &[new], &[]), Decision::Denied(..)), "heard a moment ago");
+    w.restart();
+    w.register(registration(new.0));
+    assert!(matches!(propose(&mut w, 0, new, &[new], &[]), Decision::Denied(..)), "they may be about to come");
+    w.pass(NODE_SILENCE);
+    let Decision::Installed(config) = propose(&mut w, 0, new, &[new], &[]) else { panic!("nobody else is there") };
+    assert_eq!(config.electable.len(), 3, "whoever has every acknowledged write stays electable (I5)");
+    let status = w.status();
+    assert_eq!((status.segments.read_only, status.health), (1, Health::Impaired));
+}
+
+#[test]
+fn an_attach_follows_the_primary_through_an_election() {
+    let mut w = World::new(3);
+    w.volume("v", 1);
+    let (old, new) = (w.segment(0).members[0], w.segment(0).members[1]);
+    let third = w.segment(0).members[2];
+    let call = w.call(Call::Attach("v".into(), AttachVolume { client: "me".into() }));
+    assert!(w.heard(old).iter().any(|m| matches!(m, FromAuthority::Fence { .. })));
+    w.leave(old.0);
+    let Decision::Installed(config) = propose(&mut w, 0, new, &[new, third], &[]) else { panic!("elected") };
+    assert_eq!(config.generation.0, 1, "the configuration asserts the attachment (I2)");
+    w.pass(Span::millis(200));
+    assert!(w.heard(new).iter().any(|m| matches!(m, FromAuthority::Fence { .. })));
+    let segment = config.segment;
+    w.say(third, ToAuthority::FenceDone { segment, generation: config.generation });
+    assert!(w.answer(call).is_none(), "only the primary's word counts");
+    w.say(new, ToAuthority::FenceDone { segment, generation: config.generation });
+    assert!(matches!(w.answer(call), Some(Ok(Answer::Map(map))) if map.generation.0 == 1));
+}
+
+#[test]
+fn an_attach_nobody_confirms_names_the_segments() {
+    let mut w = World::new(3);
+    w.volume("v", 2);
+    let call = w.call(Call::Attach("v".into(), AttachVolume { client: "me".into() }));
+    w.pass(Span::seconds(31));
+    let error = w.answer(call).unwrap().unwrap_err();
+    assert_eq!(error.code, ErrorCode::Timeout);
+    assert!(error.message.contains("1.0 (primary n") && error.message.contains("1.1 (primary n"), "{error}");
+}
+
+#[test]
+fn a_lost_copy_is_made_elsewhere_with_permit_and_reservation() {
+    let mut w = World::new(4);
+    w.volume("v", 1);
+    let config = w.segment(0);
+    let (primary, backup, lost) = (config.members[0], config.members[1], config.members[2]);
+    let segment = config.segment;
+    // n4 shares a zone with n1: only if the lost one is n1 (or the volume is spread over nodes) it may take over.
+    w.leave(lost.0);
+    let Decision::Installed(config) = propose(&mut w, 0, primary, &[primary, backup], &[]) else { panic!() };
+    w.pass(NODE_SILENCE);
+    w.sent.clear();
+    w.say(primary, ToAuthority::PermitAsk { segment, epoch: config.epoch });
+    w.pass(Span::millis(100));
+    let free_zone = lost.0 % 3 == 4 % 3;
+    if !free_zone {
+        assert_eq!(w.status().remirror.parked, 1, "no zone without a copy has a node in touch");
+        // The lost node's zone gets a new node: the parked ask goes through without being asked again (R5).
+        let spare = if lost.0 % 3 == 2 { 5 } else { 6 };
+        w.register(registration(spare));
+        w.pass(Span::millis(100));
+    }
+    let (target, permit) = w
+        .sent
+        .iter()
+        .find_map(|(to, m)| match m {
+            FromAuthority::Reserve { permit, extents, .. } if *extents == config.extents => Some((*to, *permit)),
+            _ => None,
+        })
+        .unwrap();
+    assert_eq!(target.0 % 3, lost.0 % 3, "the zone that misses its copy");
+    w.sent.clear();
+    let denied = propose(&mut w, 0, primary, &[primary, backup], &[target]);
+    assert!(matches!(denied, Decision::Denied(..)), "no permit before the reservation");
+    w.say(target, ToAuthority::Reserved { permit, segment, granted: true });
+    assert!(w.heard(primary).contains(&FromAuthority::Granted { segment, permit, target }));
+    assert!(matches!(propose(&mut w, 0, primary, &[primary, backup], &[target]), Decision::Installed(_)));
+    let whole = propose(&mut w, 0, primary, &[primary, backup, target], &[]);
+    assert!(matches!(&whole, Decision::Installed(config) if config.former.is_empty()), "{whole:?}");
+    assert_eq!(w.records_of("release"), 1, "the lost copy, until its node confirms");
+
+    // It comes back, with its device, and is told to let go.
+    w.restart();
+    w.register(Registration { boot: BootCount(2), ..registration(lost.0) });
+    assert!(w.heard(lost).iter().any(|m| matches!(m, FromAuthority::Release { .. })));
+    w.say(lost, ToAuthority::Released { segment, incarnation: config.incarnation });
+    assert_eq!(w.records_of("release"), 0);
+}
+
+#[test]
+fn permits_are_capped_per_source_and_silence_ends_them() {
+    let mut w = World::new(6);
+    w.volume("v", 12);
+    let lost = NodeId(1);
+    w.leave(1);
+    w.pass(NODE_SILENCE);
+    let mut asked = 0;
+    for index in 0..12 {
+        let config = w.segment(index);
+        if config.primary == lost || !config.is_member(lost) {
+            continue;
+        }
+        let primary = config.primary;
+        let rest: Vec<NodeId> = config.members.iter().copied().filter(|node| *node != lost).collect();
+        let Decision::Installed(config) = propose(&mut w, index, primary, &rest, &[]) else { panic!() };
+        w.say(primary, ToAuthority::PermitAsk { segment: config.segment, epoch: config.epoch });
+        asked += 1;
+    }
+    w.sent.clear();
+    w.pass(Span::millis(100));
+    let reserved: Vec<NodeId> = w
+        .sent
+        .iter()
+        .filter(|(_, message)| matches!(message, FromAuthority::Reserve { .. }))
+        .map(|(to, _)| *to)
+        .collect();
+    assert_eq!(reserved, [NodeId(4); PERMITS_PER_SOURCE], "n4 is the other node of the zone; two at a time");
+    assert_eq!(w.status().remirror.parked, asked - 2);
+    w.settle();
+    w.pass(PERMIT_TTL);
+    assert_eq!(w.status().remirror.parked, 0, "asks nobody repeats are forgotten");
+}
+
+#[test]
+fn a_volume_in_use_is_not_deleted_and_a_deleted_one_is_remembered_until_all_have_confirmed() {
+    let mut w = World::new(4);
+    w.volume("v", 1);
+    let held = w.segment(0);
+    let call = w.call(Call::Attach("v".into(), AttachVolume { client: "me".into() }));
+    w.settle();
+    assert!(w.answer(call).unwrap().is_ok());
+    assert_eq!(error(&mut w, Call::Delete("v".into())).0, ErrorCode::Refused);
+    let call = w.call(Call::Detach("v".into(), engine_core::authority::document::DetachVolume { generation: None }));
+    w.settle();
+    assert!(matches!(w.answer(call), Some(Ok(Answer::Volume(info))) if info.generation.0 == 2));
+
+    let away = held.members[2];
+    w.leave(away.0);
+    let call = w.call(Call::Delete("v".into()));
+    assert!(w.answer(call).unwrap().is_ok());
+    w.settle();
+    assert_eq!((w.records_of("release"), w.records_of("volume")), (1, 1), "{away} has not confirmed");
+    let late = propose_raw(&mut w, held.primary, &held);
+    assert_eq!(late, Decision::Unknown(held.segment));
+    w.volume("v", 1); // the name is free
+    w.register(registration(away.0));
+    w.settle();
+    assert_eq!((w.records_of("release"), w.records_of("volume")), (0, 1));
+}
+
+fn propose_raw(w: &mut World, from: NodeId, config: &Config) -> Decision {
+    let config = Config { epoch: Epoch(config.epoch.0 + 1), ..config.clone() };
+    w.sent.clear();
+    w.say(from, ToAuthority::Propose { expected: Epoch(config.epoch.0 - 1), config, promised: true });
+    match w.heard(from).pop() {
+        Some(FromAuthority::Decided(decision)) => decision,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn who_may_register() {
+    let mut w = World::new(2);
+    let cases = [
+        (Registration { boot: BootCount(0), ..registration(1) }, "rolled back"),
+        (Registration { device: engine_core::ids::DeviceId(77), ..registration(1) }, "a node id of its own"),
+        (Registration { zone: "not a zone".into(), ..registration(4) }, "not a zone name"),
+        (
+            Registration {
+                address: engine_core::message::NodeAddress {
+                    primary: registration(2).address.primary,
+                    ..registration(4).address
+                },
+                ..registration(4)
+            },
+            "address of n2",
+        ),
+    ];
+    for (registration, why) in cases {
+        w.register(registration);
+        let reason = w.refused.pop().expect(why);
+        assert!(reason.contains(why), "{reason}");
+    }
+}
+
+#[test]
+fn an_authority_older_than_its_nodes_changes_nothing() {
+    let mut w = World::new(3);
+    w.volume("v", 1);
+    let primary = w.segment(0).primary;
+    w.register(Registration { revision: Revision(10_000), boot: BootCount(2), ..registration(1) });
+    let members = w.segment(0).members;
+    let denied = propose(&mut w, 0, primary, &members, &[]);
+    assert!(matches!(&denied, Decision::Denied(_, why) if why.contains("frozen")), "{denied:?}");
+    let (code, message) = error(&mut w, Call::Create(wish("w", 1)));
+    assert_eq!(code, ErrorCode::Unavailable);
+    assert!(message.contains("n1 has seen rev10000"), "{message}");
+    assert!(w.status().frozen.is_some());
+}
+
+#[test]
+fn an_explanation_names_the_node_its_silence_and_what_comes_next() {
+    let mut w = World::new(3);
+    w.volume("v", 1);
+    let config = w.segment(0);
+    w.leave(config.primary.0);
+    w.pass(Span::seconds(3));
+    let call = w.call(Call::Explain("v".into()));
+    let Some(Ok(Answer::Explain(explain))) = w.answer(call) else { panic!("explained") };
+    let segment = &explain.segments[0];
+    assert_eq!(segment.condition, "stuck");
+    let primary = config.primary;
+    assert!(segment.why.contains(&format!("{primary} was last heard 3 s ago")), "{}", segment.why);
+    assert!(segment.next.contains("elect a new primary"), "{}", segment.next);
+}

@@ -1,0 +1,228 @@
+//! An authority with virtual time, nodes that answer when told to, and records that survive.
+
+use std::collections::BTreeMap;
+
+use engine_core::authority::document::{CreateVolume, Status};
+use engine_core::authority::io::{Answer, Call, CallError, CallId, Effect, Effects, Input, SessionRef};
+use engine_core::authority::records::{Key, StoredRecord, Value};
+use engine_core::authority::{Authority, Setup};
+use engine_core::config::Config;
+use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, NodeId, Revision};
+use engine_core::limits::AUTHORITY_TICK;
+use engine_core::message::{FromAuthority, NodeAddress, Registration, Report, ToAuthority};
+use engine_core::time::{Span, Time};
+
+pub(crate) struct World {
+    pub(crate) core: Authority,
+    pub(crate) now: Time,
+    records: BTreeMap<String, StoredRecord>,
+    answers: BTreeMap<CallId, Result<Answer, CallError>>,
+    /// Messages to nodes not looked at yet.
+    pub(crate) sent: Vec<(NodeId, FromAuthority)>,
+    pub(crate) refused: Vec<String>,
+    calls: u64,
+    sessions: u64,
+    session_of: BTreeMap<NodeId, SessionRef>,
+}
+
+fn setup(now: Time) -> Setup {
+    Setup { now, cluster: ClusterId(5), grace: Span::seconds(5), seed: 1, accept_older: false }
+}
+
+pub(crate) fn registration(id: u16) -> Registration {
+    Registration {
+        address: NodeAddress {
+            node: NodeId(id),
+            primary: format!("p:{id}"),
+            replication: format!("r:{id}"),
+            shards: 1,
+        },
+        zone: ["c", "a", "b"][usize::from(id) % 3].into(),
+        device: DeviceId(u128::from(id)),
+        boot: BootCount(1),
+        capacity: 10_000,
+        revision: Revision(0),
+    }
+}
+
+impl World {
+    /// An authority with nodes n1 to n`nodes` in zones a, b, c in turns.
+    pub(crate) fn new(nodes: u16) -> Self {
+        let now = Time(1_000_000_000_000);
+        let core = Authority::restore(Vec::new(), &setup(now)).unwrap();
+        let mut world = Self {
+            core,
+            now,
+            records: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            sent: Vec::new(),
+            refused: Vec::new(),
+            calls: 0,
+            sessions: 0,
+            session_of: BTreeMap::new(),
+        };
+        world.handle(Input::Tick);
+        for id in 1..=nodes {
+            world.register(registration(id));
+        }
+        world.sent.clear();
+        world
+    }
+
+    /// The authority ends without notice and starts again from what is durable.
+    pub(crate) fn restart(&mut self) {
+        let records = self.records.values().cloned().collect();
+        self.core = Authority::restore(records, &setup(self.now)).unwrap();
+        self.session_of.clear();
+        self.sent.clear();
+        self.answers.clear();
+    }
+
+    pub(crate) fn handle(&mut self, input: Input) {
+        let mut effects = Effects::new();
+        self.core.handle(self.now, input, &mut effects);
+        let mut told = false;
+        for effect in effects.drain() {
+            match effect {
+                Effect::Save(changes) => {
+                    assert!(!told, "a save stands in front of what it justifies");
+                    assert!(changes.iter().any(|change| change.key == Key::Cluster), "every save moves the revision");
+                    for change in changes {
+                        let key = change.key.to_string();
+                        let found = self.records.get(&key).map_or(0, |record| record.version);
+                        assert_eq!(found, change.expected, "version of {key}");
+                        match change.value {
+                            Some(value) => drop(
+                                self.records.insert(key, StoredRecord { key: change.key, version: found + 1, value }),
+                            ),
+                            None => drop(self.records.remove(&key)),
+                        }
+                    }
+                }
+                Effect::Send { to, message } => {
+                    told = true;
+                    self.sent.push((to, message));
+                }
+                Effect::Answer { call, result } => {
+                    told = true;
+                    assert!(self.answers.insert(call, result).is_none(), "one answer per call");
+                }
+                Effect::Refuse { reason, .. } => self.refused.push(reason),
+                Effect::Accept { .. } | Effect::Log(_) => {}
+            }
+        }
+    }
+
+    pub(crate) fn register(&mut self, registration: Registration) {
+        self.sessions += 1;
+        let session = SessionRef(self.sessions);
+        self.session_of.insert(registration.address.node, session);
+        self.handle(Input::Register { session, boot: BootId(1), registration });
+    }
+
+    pub(crate) fn leave(&mut self, node: u16) {
+        let session = self.session_of.remove(&NodeId(node)).unwrap();
+        self.handle(Input::Gone(session));
+    }
+
+    pub(crate) fn say(&mut self, node: NodeId, message: ToAuthority) {
+        if let Some(session) = self.session_of.get(&node).copied() {
+            self.handle(Input::Node { session, message });
+        }
+    }
+
+    /// Time passes; nodes that have a session report.
+    pub(crate) fn pass(&mut self, span: Span) {
+        let end = self.now + span;
+        while self.now < end {
+            self.now = self.now + AUTHORITY_TICK;
+            let nodes: Vec<NodeId> = self.session_of.keys().copied().collect();
+            for node in nodes {
+                self.say(node, ToAuthority::Report(Report::default()));
+            }
+            self.handle(Input::Tick);
+        }
+    }
+
+    pub(crate) fn call(&mut self, request: Call) -> CallId {
+        self.calls += 1;
+        let call = CallId(self.calls);
+        self.handle(Input::Call { call, request });
+        call
+    }
+
+    pub(crate) fn answer(&mut self, call: CallId) -> Option<Result<Answer, CallError>> {
+        self.answers.remove(&call)
+    }
+
+    /// Nodes confirm what they were asked for, until nothing is left to confirm.
+    pub(crate) fn settle(&mut self) {
+        while !self.sent.is_empty() {
+            for (node, message) in std::mem::take(&mut self.sent) {
+                let answer = match message {
+                    FromAuthority::Create { config } => ToAuthority::Created {
+                        segment: config.segment,
+                        incarnation: config.incarnation,
+                        result: Ok(()),
+                    },
+                    FromAuthority::Release { segment, incarnation } => ToAuthority::Released { segment, incarnation },
+                    FromAuthority::Fence { segment, generation } => ToAuthority::FenceDone { segment, generation },
+                    FromAuthority::Reserve { permit, segment, .. } => {
+                        ToAuthority::Reserved { permit, segment, granted: true }
+                    }
+                    _ => continue,
+                };
+                self.say(node, answer);
+            }
+        }
+    }
+
+    pub(crate) fn create(&mut self, name: &str, size: u64) -> CallId {
+        self.call(Call::Create(wish(name, size)))
+    }
+
+    /// A volume of this many segments of 64 MiB.
+    pub(crate) fn volume(&mut self, name: &str, segments: u64) {
+        let call = self.create(name, segments * (64 << 20));
+        self.settle();
+        self.answer(call).unwrap().unwrap();
+    }
+
+    pub(crate) fn segment(&self, index: u32) -> Config {
+        let found = self.records.values().find_map(|record| match &record.value {
+            Value::Segment(segment) if segment.config.segment.index == index => Some(segment.config.clone()),
+            _ => None,
+        });
+        found.unwrap()
+    }
+
+    pub(crate) fn records_of(&self, kind: &str) -> usize {
+        self.records.keys().filter(|key| key.starts_with(kind)).count()
+    }
+
+    pub(crate) fn status(&mut self) -> Status {
+        let call = self.call(Call::Status);
+        match self.answer(call) {
+            Some(Ok(Answer::Status(status))) => *status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn heard(&mut self, node: NodeId) -> Vec<FromAuthority> {
+        let (own, rest) = std::mem::take(&mut self.sent).into_iter().partition(|(to, _)| *to == node);
+        self.sent = rest;
+        own.into_iter().map(|(_, message)| message).collect()
+    }
+}
+
+pub(crate) fn wish(name: &str, size: u64) -> CreateVolume {
+    CreateVolume {
+        name: name.into(),
+        size,
+        copies: None,
+        min_copies: None,
+        segment_size: Some(64 << 20),
+        zone: None,
+        spread: None,
+    }
+}
