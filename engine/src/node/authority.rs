@@ -61,7 +61,10 @@ pub(crate) fn hello(local: &Local) -> Option<Hello> {
 /// Asks the authority which cluster it is; `local.cluster` may be `ClusterId(0)`.
 pub(crate) async fn ask_cluster(authority: &str, local: &Local) -> Result<ClusterId, WireError> {
     let hello = hello(local).ok_or_else(|| WireError::Unwelcome("not a node".into()))?;
-    let (welcome, _link) = wire::dial(authority, &hello, duration(HELLO_DEADLINE)).await?;
+    let (welcome, link) = wire::dial(authority, &hello, duration(HELLO_DEADLINE)).await?;
+    drop(link);
+    // Its task ends now, not only after the device has been made ready.
+    tokio::task::yield_now().await;
     Ok(welcome.cluster)
 }
 

@@ -1,5 +1,6 @@
 //! The command line of a storage node: the same for the program `noded` and for whoever starts one by other means.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
@@ -12,7 +13,9 @@ use super::start::{self, StartError};
 pub fn run(args: Args) -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // A logger that is there already belongs to whoever started us.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    let _ = log.try_init();
     stop_at_panic();
     match try_run(args) {
         Ok(()) => ExitCode::SUCCESS,
