@@ -329,3 +329,96 @@ fn answers_are_looked_at_before_they_are_believed() {
         assert_eq!(words, expected, "{op:?} {outcome:?}");
     }
 }
+
+/// Whatever happens in whatever order: every request is decided at most once, never more are in flight than allowed,
+/// never two writes of one block are in flight in one session, and in the end a healthy segment decides all.
+#[test]
+fn no_order_of_events_breaks_the_rules() {
+    for seed in 0..300 {
+        let random = &mut Random::new(seed);
+        let mut segment = Segment::new(config(1, A), Generation(4), Session(0), Random::new(seed));
+        let mut now = Time(0);
+        let (mut epoch, mut tokens, mut done) = (1, 0, BTreeSet::new());
+        let mut sent: Vec<(NodeId, Request)> = Vec::new();
+        for step in 0..600 {
+            now = now + Span::millis(random.between(0, 30));
+            let node = [A, B, C][usize::try_from(random.between(0, 2)).unwrap()];
+            let settling = step >= 400;
+            let input = match random.between(0, 9) {
+                0 | 1 if !settling => {
+                    tokens += 1;
+                    let op = write(u32::try_from(random.between(0, 6)).unwrap());
+                    Input::Submit { token: tokens, op, due: None }
+                }
+                2 if !settling => Input::Down(node),
+                3 => Input::Up(node),
+                4 if !settling => {
+                    epoch += random.between(0, 1);
+                    Input::Learned(config(epoch, node))
+                }
+                5 | 6 if !sent.is_empty() => {
+                    let at = usize::try_from(random.between(0, sent.len() as u64 - 1)).unwrap();
+                    let (from, asked) = sent.swap_remove(at);
+                    let outcome = match (&asked.op, random.between(0, 5)) {
+                        (Op::Locate, _) => Outcome::Located(config(epoch, segment.config().primary)),
+                        (_, 0) if !settling => refused(Refusal::Busy),
+                        (_, 1) if !settling => refused(Refusal::NotPrimary(None)),
+                        (_, 2) if !settling => refused(Refusal::OldSession),
+                        _ => Outcome::Written,
+                    };
+                    let Request { segment, session, request, .. } = asked;
+                    Input::Reply { from, reply: Reply { segment, epoch: Epoch(epoch), session, request, outcome } }
+                }
+                _ => Input::Tick,
+            };
+            if let Input::Up(node) | Input::Down(node) = input {
+                sent.retain(|(to, _)| *to != node); // what was under way is lost
+            }
+            let mut effects = Vec::new();
+            segment.handle(now, input, &mut effects);
+            for effect in effects {
+                match effect {
+                    Effect::Send { to, request } => sent.push((to, request)),
+                    Effect::Done { token, result } => {
+                        assert_eq!(result, Ok(Answer::Written));
+                        assert!(done.insert(token), "seed {seed}: {token} decided twice");
+                    }
+                    _ => {}
+                }
+            }
+            let flying: Vec<_> = segment.pending.iter().filter(|pending| pending.sent.is_some()).collect();
+            assert!(flying.len() == segment.in_flight && segment.in_flight <= CLIENT_INFLIGHT_MAX);
+            let mut ranges: Vec<_> = flying.iter().filter_map(|pending| written_range(&pending.op)).collect();
+            ranges.sort_unstable();
+            assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "seed {seed}: {ranges:?}");
+        }
+        // A healthy segment: everything is connected and every request answered.
+        for node in [A, B, C] {
+            segment.handle(now, Input::Up(node), &mut Vec::new());
+        }
+        for _ in 0..2000 {
+            now = now + Span::millis(20);
+            let mut effects = Vec::new();
+            segment.handle(now, Input::Tick, &mut effects);
+            while let Some(effect) = effects.pop() {
+                match effect {
+                    Effect::Send { to, request: Request { segment: id, session, request, op, .. } } => {
+                        let outcome = match op {
+                            Op::Locate => Outcome::Located(config(epoch, segment.config().primary)),
+                            _ => Outcome::Written,
+                        };
+                        let epoch = Epoch(epoch);
+                        let reply = Reply { segment: id, epoch, session, request, outcome };
+                        segment.handle(now, Input::Reply { from: to, reply }, &mut effects);
+                    }
+                    Effect::Done { token, .. } => assert!(done.insert(token), "seed {seed}: {token} decided twice"),
+                    _ => {}
+                }
+            }
+            if segment.is_idle() {
+                break;
+            }
+        }
+        assert_eq!(done.len() as u64, tokens, "seed {seed}: undecided {:?}", segment.pending);
+    }
+}

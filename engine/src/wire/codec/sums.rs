@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use engine_core::ids::{BlockIndex, SegmentId};
-use engine_core::record::{Blocks, sum_seed};
+use engine_core::record::{Blocks, sum_bytes, sum_seed};
 
 use super::BLOCK_LEN;
 
@@ -17,7 +17,7 @@ fn sum(segment: SegmentId, block: BlockIndex, data: &[u8]) -> u32 {
 pub fn with_sums(segment: SegmentId, first: BlockIndex, data: Bytes) -> Blocks {
     assert!(data.len().is_multiple_of(BLOCK_LEN), "{} bytes are not whole blocks", data.len());
     let numbered = (first.0..).zip(data.chunks_exact(BLOCK_LEN));
-    let sums = numbered.flat_map(|(block, data)| sum(segment, BlockIndex(block), data).to_le_bytes());
+    let sums = numbered.flat_map(|(block, data)| sum_bytes(sum(segment, BlockIndex(block), data)));
     let sums = sums.collect::<Vec<u8>>().into();
     Blocks { data, sums }
 }
