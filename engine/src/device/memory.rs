@@ -84,7 +84,15 @@ impl Disk {
     #[must_use]
     pub fn device(&self, base: u64, len: u64) -> MemoryDevice {
         assert!(base + len <= self.0.borrow().size, "region outside the disk");
-        MemoryDevice { disk: self.clone(), base, len, queue: VecDeque::new(), running: VecDeque::new(), held: false }
+        MemoryDevice {
+            disk: self.clone(),
+            base,
+            len,
+            queue: VecDeque::new(),
+            running: VecDeque::new(),
+            finished: Vec::new(),
+            held: false,
+        }
     }
 
     /// The power fails: of what was not durable each sector keeps any version or the old content, and of a sector
@@ -194,11 +202,13 @@ pub struct MemoryDevice {
     len: u64,
     queue: VecDeque<(Tag, Operation)>,
     running: VecDeque<Running>,
+    /// Finished by hand, for the next `reap`.
+    finished: Vec<Completion>,
     held: bool,
 }
 
 impl MemoryDevice {
-    /// While held, `reap` gives nothing: tests finish operations one by one with [`MemoryDevice::finish`].
+    /// While held, `reap` gives nothing by itself: tests finish operations one by one with [`MemoryDevice::finish`].
     pub fn hold(&mut self, held: bool) {
         self.held = held;
     }
@@ -209,8 +219,14 @@ impl MemoryDevice {
         self.running.len()
     }
 
-    /// Finishes the operation at `index` of those under way.
-    pub fn finish(&mut self, index: usize, done: &mut Vec<Completion>) {
+    /// Finishes the operation at `index` of those under way; the next `reap` gives it.
+    pub fn finish(&mut self, index: usize) {
+        let mut done = std::mem::take(&mut self.finished);
+        self.end(index, &mut done);
+        self.finished = done;
+    }
+
+    fn end(&mut self, index: usize, done: &mut Vec<Completion>) {
         let Some(running) = self.running.remove(index) else { return };
         let mut bytes = self.disk.0.borrow_mut();
         let fails = !matches!(running, Running::Read { .. }) && bytes.fail_writes > 0;
@@ -273,8 +289,9 @@ impl Device for MemoryDevice {
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) {
+        done.append(&mut self.finished);
         while !self.held && !self.running.is_empty() {
-            self.finish(0, done);
+            self.end(0, done);
         }
     }
 

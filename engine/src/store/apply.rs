@@ -159,7 +159,7 @@ impl<D: Device> ShardStore<D> {
     /// Home changes only at or below a commit point that is durable (I4).
     fn apply_bound(&self, replica: &Replica) -> Seq {
         #[cfg(test)]
-        if super::tests::break_apply_before_commit() {
+        if super::tests::mistake(super::tests::Mistake::ApplyBeforeCommit) {
             return Seq(u64::MAX);
         }
         replica.bound()

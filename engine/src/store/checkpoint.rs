@@ -94,6 +94,10 @@ impl<D: Device> ShardStore<D> {
             .flat_map(|(segment, replica)| replica.log.keys().map(|seq| (*segment, replica.life, *seq)))
             .collect();
         self.wal.relog = log;
+        #[cfg(test)]
+        if super::tests::mistake(super::tests::Mistake::NoRelog) {
+            self.wal.relog.clear();
+        }
         self.checkpoint.phase = Phase::Writing { header, body, next: 0, in_flight: 0 };
     }
 

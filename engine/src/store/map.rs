@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use engine_core::ids::{BlockIndex, ExtentIndex, SegmentId, Seq};
 use engine_core::limits::EXTENT_BLOCKS;
-use engine_core::record::{Blocks, Change, Entry, Meta, Record};
+use engine_core::record::{Blocks, Change, Entry, Meta, Record, Standing};
 
 use super::format::{MapRecord, WalRecord, record_len};
 
@@ -421,6 +421,10 @@ impl Map {
             }
             Record::State { segment, meta } => {
                 self.with(segment, |replica| {
+                    if let Standing::Joining { base } = meta.standing {
+                        // A durable word that everything up to there is committed.
+                        replica.durable_commit = replica.durable_commit.max(base);
+                    }
                     replica.meta = meta;
                     // The core knows of the damage and says now what this replica is.
                     replica.damaged = false;

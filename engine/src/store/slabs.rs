@@ -28,6 +28,10 @@ impl Slabs {
     }
 
     pub(crate) fn retire(&mut self, slab: u32) {
+        #[cfg(test)]
+        if super::tests::mistake(super::tests::Mistake::ReuseAtOnce) {
+            return self.free.push(slab);
+        }
         self.retired.push(slab);
     }
 

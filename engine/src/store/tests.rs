@@ -18,12 +18,23 @@ use super::{Event, ShardStore, Store, block_sum};
 use crate::device::memory::{Disk, MemoryDevice};
 
 thread_local! {
-    static BREAK: Cell<bool> = const { Cell::new(false) };
+    static MISTAKE: Cell<Option<Mistake>> = const { Cell::new(None) };
 }
 
-/// Whether apply ignores the commit point: a mistake the crash test must see.
-pub(crate) fn break_apply_before_commit() -> bool {
-    BREAK.get()
+/// What the store is told to do wrong, to see that the crash test notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mistake {
+    /// Apply does not wait for the commit point to be durable.
+    ApplyBeforeCommit,
+    /// A slab given up is used again at once.
+    ReuseAtOnce,
+    /// The log is not written again behind a checkpoint.
+    NoRelog,
+}
+
+/// Whether this mistake is to be made.
+pub(crate) fn mistake(which: Mistake) -> bool {
+    MISTAKE.get() == Some(which)
 }
 
 const CLUSTER: ClusterId = ClusterId(7);
