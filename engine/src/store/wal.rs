@@ -102,21 +102,26 @@ impl Wal {
     }
 
     /// Room kept for writing `log_bytes` again, padding and skipped ends included.
-    fn reserve(&self, log_bytes: u64) -> u64 {
-        log_bytes + log_bytes / 4 + self.ring.size / 16
+    fn again(&self, log_bytes: u64) -> u64 {
+        log_bytes + log_bytes / 4 + self.ring.size / 8
+    }
+
+    /// Whether after `cost` more bytes this checkpoint's log still fits, and the next one's.
+    fn leaves_room(&self, cost: u64, log_bytes: u64) -> bool {
+        let again = self.again(log_bytes);
+        let unfinished = if self.relog.is_empty() { 0 } else { again };
+        self.ring.used + cost + unfinished <= self.ring.size && self.ring.since + cost + again <= self.ring.size
     }
 
     /// Whether a batch of so many bytes of records may hold an ordinary persist.
     pub(crate) fn admits(&self, bytes: u64, log_bytes: u64) -> bool {
         let cost = self.ring.cost(bytes);
-        let again = if self.relog.is_empty() { 0 } else { self.reserve(log_bytes) };
-        self.ring.since + cost <= self.ring.size / 8 * 3 && self.ring.used + cost + again <= self.ring.size
+        self.ring.since + cost <= self.ring.size / 8 * 3 && self.leaves_room(cost, log_bytes + bytes)
     }
 
     /// Whether a batch of so many bytes may hold the store's own records.
     pub(crate) fn admits_own(&self, bytes: u64, log_bytes: u64) -> bool {
-        let cost = self.ring.cost(bytes) + self.reserve(log_bytes);
-        self.ring.since + cost <= self.ring.size && self.ring.used + cost <= self.ring.size
+        self.leaves_room(self.ring.cost(bytes), log_bytes)
     }
 
     /// The next persist has to wait for a checkpoint.

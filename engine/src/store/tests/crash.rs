@@ -13,7 +13,7 @@ use super::*;
 use crate::store::Ticket;
 
 const SIZE: u64 = 14 * MIB;
-const WAL: u64 = 256 * 1024;
+const WAL: u64 = 512 * 1024;
 const EXTENTS: u32 = 4;
 const BLOCKS: u32 = EXTENTS * 32;
 const SEGMENTS: usize = 3;
@@ -174,7 +174,7 @@ impl World {
         let extent = if self.roll(3) == 0 { self.roll(u64::from(EXTENTS)) as u32 } else { 1 };
         let first = extent * 32 + self.roll(32) as u32;
         let room = if at == CANDIDATE { (extent + 1) * 32 - first } else { BLOCKS - first };
-        let count = (1 + self.roll(8) as u32).min(room);
+        let count = (1 + self.roll(4) as u32).min(room);
         match self.roll(10) {
             0 => Entry { epoch: Epoch(1), seq: Seq(seq), change: Change::Nothing },
             1 => zero(seq, first, count),
@@ -240,11 +240,7 @@ impl World {
                 self.persist(ops);
             }
             16..24 => {
-                // Only what is durable here and still there can be committed.
-                let same = acked.exists && acked.incarnation == self.now[at].incarnation;
-                let durable = if same { acked.last().min(self.now[at].last()) } else { 0 };
-                let agreed = |seq: &u64| acked.log.get(seq) == self.now[at].log.get(seq);
-                let durable = (self.told[at] + 1..=durable).take_while(agreed).last().unwrap_or(0);
+                let durable = self.durable(at, &acked);
                 if durable > self.told[at] {
                     self.told[at] = self.random.between(self.told[at] + 1, durable);
                     self.store.commit(segment(at as u32), Seq(self.told[at]));
@@ -265,6 +261,24 @@ impl World {
             34..39 if acked.exists && acked.incarnation == self.now[at].incarnation => self.copy(),
             39 => self.store.settle(),
             _ => {}
+        }
+    }
+
+    /// Only what is durable here and still there can be committed.
+    fn durable(&self, at: usize, acked: &State) -> u64 {
+        let same = acked.exists && acked.incarnation == self.now[at].incarnation;
+        let durable = if same { acked.last().min(self.now[at].last()) } else { 0 };
+        let agreed = |seq: &u64| acked.log.get(seq) == self.now[at].log.get(seq);
+        (self.told[at] + 1..=durable).take_while(agreed).last().unwrap_or(0)
+    }
+
+    fn commit_all(&mut self) {
+        for at in 0..SEGMENTS {
+            let durable = self.durable(at, &self.acked_state(at));
+            if durable > self.told[at] {
+                self.told[at] = durable;
+                self.store.commit(segment(at as u32), Seq(durable));
+            }
         }
     }
 
@@ -437,6 +451,7 @@ impl World {
         self.store.settle();
         for _ in 0..3000 {
             self.step(true)?;
+            self.commit_all();
             if self.store.is_quiet() {
                 self.store.audit();
                 if self.acked != self.persists.len() {
@@ -461,17 +476,11 @@ fn scenario(seed: u64) -> Checked {
             for _ in 0..world.roll(5) {
                 world.step(false)?;
             }
-            if world.now.iter().zip(world.told).any(|(state, told)| state.last() > told + 15) {
+            if world.now.iter().zip(world.told).any(|(state, told)| state.last() > told + 10) {
                 for _ in 0..20 {
                     world.step(true)?;
                 }
-                for at in 0..SEGMENTS {
-                    let last = world.now[at].last();
-                    if world.acked == world.persists.len() && world.now[at].exists && last > world.told[at] {
-                        world.told[at] = last;
-                        world.store.commit(segment(at as u32), Seq(last));
-                    }
-                }
+                world.commit_all();
             }
         }
         if world.roll(3) == 0 {
