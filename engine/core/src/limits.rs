@@ -255,7 +255,7 @@ const _: () = assert!(NBD_BYTES_MAX >= REQUEST_BYTES_MAX && NBD_BYTES_MAX <= u32
 const _: () = assert!(NBD_BYTES_MAX.is_multiple_of(BLOCK_SIZE), "a connection's bytes are counted in blocks");
 const _: () =
     assert!(8 * NBD_EXTENTS_MAX as u64 <= NBD_BYTES_MAX, "an answer about allocation fits an empty connection");
-const _: () = assert!(PERSIST_BYTES_MAX <= WAL_SIZE_MIN / 4, "the largest persist always fits an empty WAL");
+const _: () = assert!(PERSIST_BYTES_MAX <= WAL_SIZE_MIN / 7, "the largest persist always fits an empty WAL");
 const _: () = assert!(BATCH_BYTES <= PERSIST_BYTES_MAX && WAL_SIZE_MIN <= WAL_SIZE_MAX);
 const _: () =
     assert!(SCRATCH_SLABS_MIN >= APPLY_INFLIGHT as u64 + COPY_IN_INFLIGHT as u64, "what is in flight fits scratch");

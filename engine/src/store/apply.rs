@@ -71,7 +71,11 @@ impl<D: Device> ShardStore<D> {
     pub(crate) fn start_applies(&mut self, idle: bool) {
         if self.apply.phase == Phase::Idle {
             let ring = &self.wal.ring;
-            let due = idle || self.settling || ring.since > ring.size / 8 || self.wal.is_blocked(self.map.log_bytes);
+            let due = idle
+                || self.settling
+                || ring.since > ring.size / 8
+                || self.wal.is_blocked(self.map.log_bytes)
+                || self.wal.is_tight(self.map.log_bytes);
             if self.map.dirty == 0 || !due {
                 return;
             }

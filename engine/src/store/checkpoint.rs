@@ -4,11 +4,10 @@
 //! written again behind that place (I15), so recovery needs nothing older. Order: body and log durable, then the
 //! header, then the old part of the ring and the retired slabs are reused.
 
-use std::collections::VecDeque;
-
 use engine_core::limits::{CHECKPOINT_INFLIGHT, SCRATCH_SLABS_MIN};
+use engine_core::record::Record;
 
-use super::format::{CheckpointHeader, crc, encode_body, encode_header};
+use super::format::{CheckpointHeader, WalRecord, crc, encode_body, encode_header, record_len};
 use super::shard::{Purpose, ShardStore, aligned};
 use crate::device::{Device, Operation};
 
@@ -56,9 +55,9 @@ impl<D: Device> ShardStore<D> {
     fn checkpoint_is_due(&self) -> bool {
         let ring = &self.wal.ring;
         let garbage = ring.since.saturating_sub(self.map.log_bytes);
-        let blocked = self.wal.queue.front().filter(|_| self.wal.is_blocked(self.map.log_bytes));
+        let blocked = self.wal.is_blocked(self.map.log_bytes);
         let own_blocked = self.wal.own.front().is_some_and(|own| !self.wal.admits_own(own.bytes, self.map.log_bytes));
-        let needs = blocked.is_some_and(|next| garbage > ring.cost(next.bytes) && self.apply.is_idle());
+        let needs = blocked && garbage > ring.size / 64 && self.apply.is_idle();
         let low = (self.slabs.free() as u64) < SCRATCH_SLABS_MIN / 2;
         let slabs = (self.slabs_wanted || low) && self.slabs.has_retired();
         let settled = self.settling && self.map.dirty == 0 && self.apply.is_idle();
@@ -66,7 +65,11 @@ impl<D: Device> ShardStore<D> {
     }
 
     pub(crate) fn start_checkpoint_if_due(&mut self) {
-        if !self.checkpoint.is_idle() || self.wal.flight.is_some() || !self.checkpoint_is_due() {
+        if !self.checkpoint.is_idle()
+            || self.wal.flight.is_some()
+            || !self.checkpoint_is_due()
+            || self.wal.is_tight(self.map.log_bytes)
+        {
             return;
         }
         self.retire_freed();
@@ -87,16 +90,18 @@ impl<D: Device> ShardStore<D> {
             sum: crc(&body),
         };
         self.wal.ring.since = 0;
-        let log: VecDeque<_> = self
-            .map
-            .replicas
-            .iter()
-            .flat_map(|(segment, replica)| replica.log.keys().map(|seq| (*segment, replica.life, *seq)))
-            .collect();
-        self.wal.relog = log;
+        let log = self.map.replicas.iter().flat_map(|(segment, replica)| {
+            replica.log.values().map(|logged| {
+                let (commit, entry) = (replica.durable_commit, logged.entry.clone());
+                WalRecord::Core(Record::Prepare { segment: *segment, commit, entry })
+            })
+        });
+        self.wal.relog = log.collect();
+        self.wal.relog_bytes = self.wal.relog.iter().map(record_len).sum();
         #[cfg(test)]
         if super::tests::mistake(super::tests::Mistake::NoRelog) {
             self.wal.relog.clear();
+            self.wal.relog_bytes = 0;
         }
         self.checkpoint.phase = Phase::Writing { header, body, next: 0, in_flight: 0 };
     }

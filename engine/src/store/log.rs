@@ -39,16 +39,13 @@ impl<D: Device> ShardStore<D> {
         let mut flight = Flight { items: Vec::new(), relogged: Vec::new() };
         let mut bytes = 0;
         while bytes < full {
-            let Some((segment, life, seq)) = self.wal.relog.pop_front() else { break };
-            let replica = self.map.replicas.get(&segment).filter(|replica| replica.life == life);
-            // Applied, truncated or dropped meanwhile: then it is not needed.
-            let Some((replica, logged)) = replica.and_then(|replica| Some((replica, replica.log.get(&seq)?))) else {
-                continue;
-            };
-            let entry = logged.entry.clone();
-            let record = WalRecord::Core(Record::Prepare { segment, commit: replica.durable_commit, entry });
+            let Some(record) = self.wal.relog.pop_front() else { break };
             bytes += record_len(&record);
             flight.relogged.push(record);
+        }
+        self.wal.relog_bytes -= bytes;
+        if !self.wal.relog.is_empty() {
+            return (flight, bytes);
         }
         let log_bytes = self.map.log_bytes;
         while bytes < full

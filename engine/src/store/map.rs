@@ -128,6 +128,7 @@ fn touched(change: &Change, extent: ExtentIndex) -> std::ops::Range<usize> {
 }
 
 impl Replica {
+    /// As a checkpoint has it: nothing is shown as committed before the whole WAL was read.
     pub(crate) fn recovered(meta: Meta, damaged: bool, commit: Seq, extents: BTreeMap<ExtentIndex, Extent>) -> Self {
         let slabs = extents.values().filter(|extent| extent.slab.is_some()).count() as u64;
         Self {
@@ -135,8 +136,8 @@ impl Replica {
             meta,
             damaged,
             dropping: false,
-            commit,
-            told: commit,
+            commit: Seq(0),
+            told: Seq(0),
             held: BTreeMap::new(),
             durable_commit: commit,
             log: BTreeMap::new(),

@@ -1,12 +1,12 @@
 //! The WAL: a ring of batches, one in flight at a time.
 //!
 //! Whatever is queued while a batch is in flight goes into the next one; when nothing is in flight it goes at once.
-//! Space: ordinary persists use up to 3/8 of the ring between two checkpoints. So when a checkpoint is taken, all that
+//! Space: ordinary persists use up to 3/16 of the ring between two checkpoints, the
+//! store's own records a little more. So when a checkpoint is taken, all that
 //! its logs still hold fits behind it a second time (I15), beside what is written meanwhile.
 
 use std::collections::VecDeque;
 
-use engine_core::ids::{SegmentId, Seq};
 use engine_core::limits::{BATCH_BYTES, BLOCK_SIZE};
 
 use super::Ticket;
@@ -54,9 +54,9 @@ impl Ring {
         BATCH_BYTES.min(self.size / 16)
     }
 
-    /// The largest persist.
+    /// The largest persist: with the end of the ring it may skip, it still fits what persists may use.
     pub(crate) fn persist_max(&self) -> u64 {
-        self.size / 4 - BLOCK_SIZE
+        self.size / 7
     }
 }
 
@@ -91,14 +91,23 @@ pub(crate) struct Wal {
     pub(crate) queue: VecDeque<Queued>,
     /// The store's own small records; they go first and may use more of the ring, since they lead to its trimming.
     pub(crate) own: VecDeque<Queued>,
-    /// Log entries to be written again behind the checkpoint that was taken.
-    pub(crate) relog: VecDeque<(SegmentId, u64, Seq)>,
+    /// Log entries as they were when the checkpoint was taken, to be written again right behind it. Nothing else goes
+    /// into the ring before all of them are in a batch, so no later record is undone by one of them.
+    pub(crate) relog: VecDeque<WalRecord>,
+    pub(crate) relog_bytes: u64,
     pub(crate) flight: Option<Flight>,
 }
 
 impl Wal {
     pub(crate) fn new(ring: Ring) -> Self {
-        Self { ring, queue: VecDeque::new(), own: VecDeque::new(), relog: VecDeque::new(), flight: None }
+        Self {
+            ring,
+            queue: VecDeque::new(),
+            own: VecDeque::new(),
+            relog: VecDeque::new(),
+            relog_bytes: 0,
+            flight: None,
+        }
     }
 
     /// Room kept for writing `log_bytes` again, padding and skipped ends included.
@@ -108,20 +117,28 @@ impl Wal {
 
     /// Whether after `cost` more bytes this checkpoint's log still fits, and the next one's.
     fn leaves_room(&self, cost: u64, log_bytes: u64) -> bool {
-        let again = self.again(log_bytes);
-        let unfinished = if self.relog.is_empty() { 0 } else { again };
-        self.ring.used + cost + unfinished <= self.ring.size && self.ring.since + cost + again <= self.ring.size
+        let unfinished = if self.relog.is_empty() { 0 } else { self.again(self.relog_bytes) };
+        self.ring.used + cost + unfinished <= self.ring.size
+            && self.ring.since + cost + self.again(log_bytes) <= self.ring.size
     }
 
     /// Whether a batch of so many bytes of records may hold an ordinary persist.
     pub(crate) fn admits(&self, bytes: u64, log_bytes: u64) -> bool {
-        let cost = self.ring.cost(bytes);
-        self.ring.since + cost <= self.ring.size / 8 * 3 && self.leaves_room(cost, log_bytes + bytes)
+        let len = (bytes + BATCH_HEADER as u64).next_multiple_of(BLOCK_SIZE);
+        self.ring.since + len <= self.ring.size / 16 * 3 && self.leaves_room(self.ring.cost(bytes), log_bytes + bytes)
     }
 
-    /// Whether a batch of so many bytes may hold the store's own records.
+    /// Whether a batch of so many bytes may hold the store's own records. Bounded too: a restart brings back everything
+    /// since the last checkpoint, and all of that must fit once more.
     pub(crate) fn admits_own(&self, bytes: u64, log_bytes: u64) -> bool {
-        self.leaves_room(self.ring.cost(bytes), log_bytes)
+        let cost = self.ring.cost(bytes);
+        self.ring.since + cost <= self.ring.size / 8 * 3 && self.leaves_room(cost, log_bytes)
+    }
+
+    /// The ring is so full that only applying can make the log fit behind a checkpoint: after a restart, when the crash
+    /// was in the middle of a checkpoint.
+    pub(crate) fn is_tight(&self, log_bytes: u64) -> bool {
+        self.ring.used + self.again(log_bytes) > self.ring.size
     }
 
     /// The next persist has to wait for a checkpoint.

@@ -108,6 +108,7 @@ pub(crate) fn decode_body(bytes: &[u8], slabs: u32) -> Result<Map, Malformed> {
             }
             extents.insert(fields.extent, Extent::home(fields.stamp, fields.slab, fields.present, fields.sums));
         }
+        map.booked += u64::from(meta.config.extents);
         let replica = Replica::recovered(meta, damaged, commit, extents);
         if map.replicas.insert(segment, replica).is_some() {
             return reader.bad();

@@ -12,8 +12,8 @@ use engine_core::record::ExtentCopy;
 use super::*;
 use crate::store::Ticket;
 
-const SIZE: u64 = 14 * MIB;
-const WAL: u64 = 512 * 1024;
+const SIZE: u64 = 15 * MIB;
+const WAL: u64 = 1024 * 1024;
 const EXTENTS: u32 = 4;
 const BLOCKS: u32 = EXTENTS * 32;
 const SEGMENTS: usize = 3;
@@ -407,7 +407,10 @@ impl World {
             (self.current, self.ignored) = Default::default();
         }
         for known in &recovered {
-            self.check_all(known.segment.index as usize, known.commit.0)?;
+            // A copy may be newer than the candidate's own commit point.
+            if known.segment != segment(CANDIDATE as u32) {
+                self.check_all(known.segment.index as usize, known.commit.0)?;
+            }
             // What was told before the crash stays true.
             let at = known.segment.index as usize;
             let told = self.told[at].max(known.commit.0).min(self.now[at].last());

@@ -5,7 +5,7 @@ use engine_core::ids::ExtentIndex;
 use engine_core::record::ExtentCopy;
 
 const SIZE: u64 = 14 * MIB;
-const WAL: u64 = 256 * 1024;
+const WAL: u64 = 512 * 1024;
 
 fn read(store: &mut ShardStore<MemoryDevice>, block: u32, count: u32) -> Vec<u64> {
     store.read(segment(0), BlockIndex(block), count, Ticket(1 << 40));
