@@ -150,6 +150,7 @@ impl World {
         meta
     }
 
+    #[allow(clippy::needless_pass_by_value)] // reads better where it is called
     fn persist(&mut self, ops: Vec<(usize, Op)>) {
         let records = ops.iter().map(|(at, op)| {
             let id = segment(*at as u32);
