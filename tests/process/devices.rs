@@ -106,14 +106,14 @@ fn wrong_devices_are_refused_and_left_alone() {
     drop(file);
     let mut strange = good.with("--device", &foreign.to_string_lossy()).with("--id", "n9").without_size();
     strange.device.clone_from(&foreign);
-    strange.refused_untouched(&cluster, "foreign", &["foreign"]);
+    strange.refused_untouched(&cluster, "foreign", &["holds something"]);
 
     let whole = std::fs::metadata(&good.device).expect("a device").len();
     let kept = cluster.scratch().join("kept");
     std::fs::copy(&good.device, &kept).expect("room for a copy");
     let file = OpenOptions::new().write(true).open(&good.device).expect("a device");
     file.set_len(whole / 2).expect("a shorter device");
-    good.refused_untouched(&cluster, "shrunk", &["bytes"]);
+    good.refused_untouched(&cluster, "shrunk", &["shrunk"]);
     std::fs::rename(&kept, &good.device).expect("the device is put back");
 
     // After all of that the right device still serves.
