@@ -20,7 +20,8 @@ use crate::cluster::up;
 use crate::failure::{Exit, Failure};
 use crate::units;
 
-/// Size of each node's device.
+/// Size of each node's device: one node must be able to hold a copy of the whole volume, when it is the last of its
+/// zone, with headroom.
 const DEVICE: u64 = 3 << 30;
 /// How long a missing replica may come back: long enough for a killed node to return, short enough to watch.
 const GRACE: Duration = Duration::from_secs(10);

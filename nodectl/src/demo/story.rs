@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::authority::api::{CreateVolume, VolumeMap};
+use engine::authority::api::{CreateVolume, Spread, Status, VolumeMap};
 use engine_core::ids::NodeId;
 use indicatif::ProgressBar;
 
@@ -34,6 +34,8 @@ const RATE: u64 = 40 << 20;
 const DEPTH: usize = 16;
 /// How long one asking may take.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// A figure that has not changed for so long in reports that come once a second is the last.
+const SETTLED: Duration = Duration::from_millis(2500);
 const POLL: Duration = Duration::from_millis(100);
 const LOAD_LIMIT: Duration = Duration::from_secs(120);
 const FAILOVER_LIMIT: Duration = Duration::from_secs(30);
@@ -87,6 +89,8 @@ impl Story {
     }
 
     fn create(&self) -> Result<(), Failure> {
+        // Where a zone has one node only, no other could take over its copies: then each copy on another node must do.
+        let spread = if self.zones >= 3 && self.nodes >= 2 * self.zones { Spread::Zone } else { Spread::Node };
         let wanted = CreateVolume {
             name: VOLUME.to_owned(),
             size: VOLUME_SIZE,
@@ -94,7 +98,7 @@ impl Story {
             min_copies: None,
             segment_size: Some(SEGMENT_SIZE),
             zone: None,
-            spread: None,
+            spread: Some(spread),
         };
         let volume = Api::new(self.api.base(), None).create(&wanted)?;
         let segments = volume.segments.total;
@@ -178,9 +182,9 @@ impl Story {
             let map = self.api.map(VOLUME)?;
             Ok((is_whole(&map) && held_by(&map, node).is_superset(&had)).then_some(()))
         })?;
-        let info = self.api.node(node)?;
-        let (caught_up_bytes, held_bytes) = (info.copied_bytes, info.used);
         let seconds = started.elapsed().as_secs_f64();
+        let caught_up_bytes = self.settled(|| Ok(self.api.node(node)?.copied_bytes))?;
+        let held_bytes = self.api.node(node)?.used;
         self.say(&format!(
             "{node} has caught up with {} of {} it holds",
             units::size(caught_up_bytes),
@@ -213,8 +217,7 @@ impl Story {
         })?;
         let ended = Instant::now();
         let begun = begun.unwrap_or(ended);
-        // Reports come once a second: wait for those that tell the end.
-        let bytes = self.settled(node)?.saturating_sub(before);
+        let bytes = self.settled(|| self.copied(node))?.saturating_sub(before);
         let took = ended - begun;
         let mib_per_second = units::mib_per_second(bytes, took);
         self.say(&format!("re-mirrored {} at {mib_per_second:.0} MiB/s", units::size(bytes)));
@@ -233,15 +236,15 @@ impl Story {
         Ok(self.api.nodes()?.iter().filter(|node| node.id != but).map(|node| node.copied_bytes).sum())
     }
 
-    /// The same once it does not change any more.
-    fn settled(&self, but: NodeId) -> Result<u64, Failure> {
-        let mut last = (Instant::now(), self.copied(but)?);
+    /// A figure from the nodes' reports once it does not change any more: they come once a second.
+    fn settled(&self, ask: impl Fn() -> Result<u64, Failure>) -> Result<u64, Failure> {
+        let mut last = (Instant::now(), ask()?);
         self.wait("the nodes to report what they copied", END_LIMIT, || {
-            let now = self.copied(but)?;
+            let now = ask()?;
             if now != last.1 {
                 last = (Instant::now(), now);
             }
-            Ok((last.0.elapsed() > Duration::from_millis(1500)).then_some(now))
+            Ok((last.0.elapsed() > SETTLED).then_some(now))
         })
     }
 
@@ -278,15 +281,8 @@ impl Story {
                 Err(failure) => last = format!(" (last error: {})", failure.what),
             }
             if begun.elapsed() > limit {
-                let condition = self.api.status().map(|status| {
-                    let s = status.segments;
-                    format!(
-                        "; of {} segments {} are full, {} degraded, {} read-only, {} stuck",
-                        s.total, s.full, s.degraded, s.read_only, s.stuck
-                    )
-                });
-                let what =
-                    format!("waited {:.0} s for {what}{last}{}", limit.as_secs_f64(), condition.unwrap_or_default());
+                let condition = self.api.status().map(|status| condition(&status)).unwrap_or_default();
+                let what = format!("waited {:.0} s for {what}{last}{condition}", limit.as_secs_f64());
                 return Err(Failure::new(Exit::WaitTimedOut, what));
             }
             std::thread::sleep(POLL);
@@ -360,6 +356,15 @@ fn claims(written: &Written, catch_up: &CatchUp, remirror: &Remirror, verified: 
             ),
         },
     ]
+}
+
+/// The cluster's condition in a sentence, for whoever waited in vain.
+fn condition(status: &Status) -> String {
+    let (s, r) = (&status.segments, &status.remirror);
+    format!(
+        "; of {} segments {} are full, {} degraded, {} read-only, {} stuck; re-mirroring: {} active, {} parked",
+        s.total, s.full, s.degraded, s.read_only, s.stuck, r.active, r.parked
+    )
 }
 
 /// Segments a node is a member of.
