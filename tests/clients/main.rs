@@ -15,6 +15,7 @@ mod weather;
 
 use scripts::{SCRIPTS, Script, Target};
 use support::cluster::{SMALL, TestCluster};
+use support::gateway::Gateway;
 use support::scratch::Scratch;
 
 /// Bytes of a volume: several segments of the smallest size.
@@ -69,7 +70,6 @@ fn runnable() -> Vec<&'static Script> {
 }
 
 #[test]
-#[ignore = "the cluster is being built"]
 fn clients_of_a_healthy_cluster() {
     let _turn = support::alone();
     let cluster = TestCluster::start("calm", SMALL);
@@ -81,12 +81,12 @@ fn clients_of_a_healthy_cluster() {
 }
 
 #[test]
-#[ignore = "the cluster is being built"]
 fn clients_while_nodes_are_killed_and_started_again() {
     let _turn = support::alone();
     let cluster = TestCluster::start("storm", SMALL);
     cluster.create("storm", &SIZE.to_string(), &[]);
-    let gateway = cluster.attach("storm");
+    let socket = format!("unix:{}", cluster.scratch().join("nbd").display());
+    let gateway = Gateway::start_at(&cluster, "storm", &socket);
     weather::storm(&cluster, |storm| {
         for script in runnable() {
             // Again, until a node was killed and came back meanwhile.
