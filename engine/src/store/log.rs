@@ -55,13 +55,7 @@ impl<D: Device> ShardStore<D> {
             bytes += next.bytes;
             flight.items.extend(self.wal.own.pop_front());
         }
-        while bytes < full
-            && let Some(next) = self.wal.queue.front()
-            && self.wal.admits(bytes + next.bytes, log_bytes)
-        {
-            bytes += next.bytes;
-            flight.items.extend(self.wal.queue.pop_front());
-        }
+        self.wal.take(&mut bytes, full, log_bytes, &mut flight.items);
         (flight, bytes)
     }
 

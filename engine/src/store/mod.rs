@@ -5,7 +5,8 @@
 //! simulator drive the same code.
 //!
 //! Promises to the caller:
-//! - the records of one `persist` become durable together or not at all, and in the order of the calls;
+//! - the records of one `persist` become durable together or not at all, and those of one segment in the order of the
+//!   calls;
 //! - reads see exactly what is at or below the commit point told by `commit` (I4, I7), from the WAL window or home;
 //! - home extents change only at or below a commit point that is durable (I4);
 //! - a block whose checksum does not match is never returned (I14).
@@ -79,7 +80,7 @@ pub trait Store {
     /// What was found when it was opened. Given once.
     fn take_recovered(&mut self) -> Vec<Recovered>;
 
-    /// Makes records durable, all or none. `Event::Persisted`.
+    /// Makes records durable, all or none, for each segment in the order of the calls. `Event::Persisted`.
     fn persist(&mut self, records: Vec<Record>, ticket: Ticket);
 
     /// The segment's commit point is now at least `through`: show it to reads, apply it in time.

@@ -225,7 +225,7 @@ impl<D: Device> Store for ShardStore<D> {
         }
         let queued = Queued::new(records.into_iter().map(WalRecord::Core).collect(), Some(ticket));
         assert!(queued.bytes <= self.wal.ring.persist_max(), "a persist of {} bytes is too long", queued.bytes);
-        self.wal.queue.push_back(queued);
+        self.wal.push(queued);
     }
 
     fn commit(&mut self, segment: SegmentId, through: Seq) {

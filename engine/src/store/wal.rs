@@ -5,9 +5,11 @@
 //! store's own records a little more. So when a checkpoint is taken, all that
 //! its logs still hold fits behind it a second time (I15), beside what is written meanwhile.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
+use engine_core::ids::SegmentId;
 use engine_core::limits::{BATCH_BYTES, BLOCK_SIZE};
+use engine_core::record::Record;
 
 use super::Ticket;
 use super::format::{BATCH_HEADER, WalRecord, record_len};
@@ -66,12 +68,20 @@ pub(crate) struct Queued {
     pub(crate) records: Vec<WalRecord>,
     pub(crate) bytes: u64,
     pub(crate) ticket: Option<Ticket>,
+    /// The one segment all of them are about.
+    pub(crate) segment: Option<SegmentId>,
+    /// Not only prepared changes: a promise, a configuration, the end of a log.
+    pub(crate) control: bool,
 }
 
 impl Queued {
     pub(crate) fn new(records: Vec<WalRecord>, ticket: Option<Ticket>) -> Self {
         let bytes = records.iter().map(record_len).sum();
-        Self { records, bytes, ticket }
+        let mut segments = records.iter().map(WalRecord::segment);
+        let first = segments.next();
+        let segment = first.filter(|first| segments.all(|other| other == *first));
+        let control = !records.iter().all(|record| matches!(record, WalRecord::Core(Record::Prepare { .. })));
+        Self { records, bytes, ticket, segment, control }
     }
 }
 
@@ -89,6 +99,8 @@ pub(crate) struct Wal {
     pub(crate) ring: Ring,
     /// The core's persists, in order. Bounded by the windows of the segments.
     pub(crate) queue: VecDeque<Queued>,
+    /// How many of the queued are control records, by segment.
+    controls: BTreeMap<SegmentId, usize>,
     /// The store's own small records; they go first and may use more of the ring, since they lead to its trimming.
     pub(crate) own: VecDeque<Queued>,
     /// Log entries as they were when the checkpoint was taken, to be written again right behind it. Nothing else goes
@@ -103,6 +115,7 @@ impl Wal {
         Self {
             ring,
             queue: VecDeque::new(),
+            controls: BTreeMap::new(),
             own: VecDeque::new(),
             relog: VecDeque::new(),
             relog_bytes: 0,
@@ -120,6 +133,49 @@ impl Wal {
         let unfinished = if self.relog.is_empty() { 0 } else { self.again(self.relog_bytes) };
         self.ring.used + cost + unfinished <= self.ring.size
             && self.ring.since + cost + self.again(log_bytes) <= self.ring.size
+    }
+
+    /// Queues a persist.
+    pub(crate) fn push(&mut self, queued: Queued) {
+        if let (true, Some(segment)) = (queued.control, queued.segment) {
+            *self.controls.entry(segment).or_default() += 1;
+        }
+        self.queue.push_back(queued);
+    }
+
+    /// Takes what fits beside `bytes` into the next batch, until that has `full`: the queue in order; and when its head
+    /// has to wait for room, the control records further behind, with what their segments queued before them. It is
+    /// they that resolve what fills the ring, so they may use more of it. Each segment's order is kept.
+    pub(crate) fn take(&mut self, bytes: &mut u64, full: u64, log_bytes: u64, items: &mut Vec<Queued>) {
+        let mut at = 0;
+        while *bytes < full
+            && let Some(next) = self.queue.get(at)
+        {
+            let urgent = next.segment.is_some_and(|segment| self.controls.contains_key(&segment));
+            let fits = at == 0 && self.admits(*bytes + next.bytes, log_bytes);
+            if fits || urgent && self.admits_own(*bytes + next.bytes, log_bytes + *bytes + next.bytes) {
+                *bytes += next.bytes;
+                if let Some(next) = self.queue.remove(at) {
+                    self.taken(&next);
+                    items.push(next);
+                }
+            } else if self.controls.is_empty() || urgent || next.segment.is_none() {
+                return;
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    fn taken(&mut self, queued: &Queued) {
+        if let (true, Some(segment)) = (queued.control, queued.segment)
+            && let Some(count) = self.controls.get_mut(&segment)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.controls.remove(&segment);
+            }
+        }
     }
 
     /// Whether a batch of so many bytes of records may hold an ordinary persist.

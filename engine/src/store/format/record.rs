@@ -58,6 +58,24 @@ pub(crate) enum WalRecord {
     Damaged { segment: SegmentId },
 }
 
+impl WalRecord {
+    /// Which segment it is about.
+    pub(crate) const fn segment(&self) -> SegmentId {
+        match self {
+            Self::Core(
+                Record::Create { segment, .. }
+                | Record::State { segment, .. }
+                | Record::Prepare { segment, .. }
+                | Record::Truncate { segment, .. }
+                | Record::Drop { segment, .. },
+            )
+            | Self::Commit { segment, .. }
+            | Self::Damaged { segment } => *segment,
+            Self::Map(map) => map.segment,
+        }
+    }
+}
+
 const CREATE: u8 = 1;
 const STATE: u8 = 2;
 const WRITE: u8 = 3;
