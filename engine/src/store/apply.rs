@@ -100,6 +100,10 @@ impl<D: Device> ShardStore<D> {
 
     /// Queues the commit points that the WAL does not know yet, in one go; says how many.
     fn commit_points(&mut self) -> usize {
+        #[cfg(test)]
+        if super::tests::mistake(super::tests::Mistake::ApplyBeforeCommit) {
+            return 0;
+        }
         let dirty = self.map.replicas.iter().filter(|(_, replica)| {
             !replica.overlay.is_empty() && replica.durable_commit < replica.commit && !replica.dropping
         });
