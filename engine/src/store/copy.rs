@@ -71,6 +71,9 @@ impl<D: Device> ShardStore<D> {
     }
 
     pub(crate) fn start_copies(&mut self) {
+        if self.wal.is_tight(self.map.log_bytes) {
+            return;
+        }
         while self.copies.writing.len() + self.copies.mapping.len() < COPY_IN_INFLIGHT {
             let Some((segment, life, copy, ticket)) = self.copies.waiting.pop_front() else { break };
             let replica = self.map.replicas.get(&segment).filter(|replica| replica.life == life && !replica.dropping);

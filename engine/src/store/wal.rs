@@ -187,8 +187,12 @@ impl Wal {
     /// Whether a batch of so many bytes may hold the store's own records. Bounded too: a restart brings back everything
     /// since the last checkpoint, and all of that must fit once more.
     pub(crate) fn admits_own(&self, bytes: u64, log_bytes: u64) -> bool {
-        let cost = self.ring.cost(bytes);
-        self.ring.since + cost <= self.ring.size / 8 * 3 && self.leaves_room(cost, log_bytes)
+        let (cost, size) = (self.ring.cost(bytes), self.ring.size);
+        if self.is_tight(log_bytes) {
+            // Only what is small and resolves the log gets through.
+            return bytes <= size / 64 && self.ring.used + cost + size / 16 <= size;
+        }
+        self.ring.since + cost <= size / 16 * 5 && self.leaves_room(cost, log_bytes)
     }
 
     /// The ring is so full that only applying can make the log fit behind a checkpoint: after a restart, when the crash

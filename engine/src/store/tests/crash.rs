@@ -469,7 +469,10 @@ impl World {
                 return Ok(());
             }
         }
-        Err("the store does not come to rest".into())
+        let (ring, map) = (&self.store.wal.ring, &self.store.map);
+        let queued = (self.store.wal.queue.len(), self.store.wal.own.len(), self.store.wal.relog.len());
+        let told = (self.told, map.log_bytes, map.dirty);
+        Err(format!("the store does not come to rest: {ring:?} {queued:?} {told:?} {:?}", self.store.checkpoint))
     }
 }
 
@@ -479,13 +482,13 @@ fn scenario(seed: u64) -> Checked {
         let steps = 20 + world.roll(200);
         for _ in 0..steps {
             // Never more than a full ring of uncommitted entries: that would wait, rightly.
-            if world.open_persists() < 12 {
+            if world.open_persists() < 8 {
                 world.act();
             }
             for _ in 0..world.roll(5) {
                 world.step(false)?;
             }
-            if world.now.iter().zip(world.told).any(|(state, told)| state.last() > told + 10) {
+            if world.now.iter().zip(world.told).any(|(state, told)| state.last() > told + 6) {
                 for _ in 0..20 {
                     world.step(true)?;
                 }
