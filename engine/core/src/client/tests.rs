@@ -330,6 +330,44 @@ fn answers_are_looked_at_before_they_are_believed() {
     }
 }
 
+/// No more in flight than allowed, and never two writes of one block.
+fn assert_flight_is_lawful(segment: &Segment, seed: u64) {
+    let flying: Vec<_> = segment.pending.iter().filter(|pending| pending.sent.is_some()).collect();
+    assert!(flying.len() == segment.in_flight && segment.in_flight <= CLIENT_INFLIGHT_MAX);
+    let mut ranges: Vec<_> = flying.iter().filter_map(|pending| written_range(&pending.op)).collect();
+    ranges.sort_unstable();
+    assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "seed {seed}: {ranges:?}");
+}
+
+/// A healthy segment: everything is connected and every request answered, until nothing is left to decide.
+fn settle(segment: &mut Segment, mut now: Time, epoch: u64, done: &mut BTreeSet<u64>) {
+    for node in [A, B, C] {
+        segment.handle(now, Input::Up(node), &mut Vec::new());
+    }
+    for _ in 0..2000 {
+        now = now + Span::millis(20);
+        let mut effects = Vec::new();
+        segment.handle(now, Input::Tick, &mut effects);
+        while let Some(effect) = effects.pop() {
+            match effect {
+                Effect::Send { to, request: Request { segment: id, session, request, op, .. } } => {
+                    let outcome = match op {
+                        Op::Locate => Outcome::Located(config(epoch, segment.config().primary)),
+                        _ => Outcome::Written,
+                    };
+                    let reply = Reply { segment: id, epoch: Epoch(epoch), session, request, outcome };
+                    segment.handle(now, Input::Reply { from: to, reply }, &mut effects);
+                }
+                Effect::Done { token, .. } => assert!(done.insert(token), "{token} decided twice"),
+                _ => {}
+            }
+        }
+        if segment.is_idle() {
+            return;
+        }
+    }
+}
+
 /// Whatever happens in whatever order: every request is decided at most once, never more are in flight than allowed,
 /// never two writes of one block are in flight in one session, and in the end a healthy segment decides all.
 #[test]
@@ -386,39 +424,9 @@ fn no_order_of_events_breaks_the_rules() {
                     _ => {}
                 }
             }
-            let flying: Vec<_> = segment.pending.iter().filter(|pending| pending.sent.is_some()).collect();
-            assert!(flying.len() == segment.in_flight && segment.in_flight <= CLIENT_INFLIGHT_MAX);
-            let mut ranges: Vec<_> = flying.iter().filter_map(|pending| written_range(&pending.op)).collect();
-            ranges.sort_unstable();
-            assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "seed {seed}: {ranges:?}");
+            assert_flight_is_lawful(&segment, seed);
         }
-        // A healthy segment: everything is connected and every request answered.
-        for node in [A, B, C] {
-            segment.handle(now, Input::Up(node), &mut Vec::new());
-        }
-        for _ in 0..2000 {
-            now = now + Span::millis(20);
-            let mut effects = Vec::new();
-            segment.handle(now, Input::Tick, &mut effects);
-            while let Some(effect) = effects.pop() {
-                match effect {
-                    Effect::Send { to, request: Request { segment: id, session, request, op, .. } } => {
-                        let outcome = match op {
-                            Op::Locate => Outcome::Located(config(epoch, segment.config().primary)),
-                            _ => Outcome::Written,
-                        };
-                        let epoch = Epoch(epoch);
-                        let reply = Reply { segment: id, epoch, session, request, outcome };
-                        segment.handle(now, Input::Reply { from: to, reply }, &mut effects);
-                    }
-                    Effect::Done { token, .. } => assert!(done.insert(token), "seed {seed}: {token} decided twice"),
-                    _ => {}
-                }
-            }
-            if segment.is_idle() {
-                break;
-            }
-        }
+        settle(&mut segment, now, epoch, &mut done);
         assert_eq!(done.len() as u64, tokens, "seed {seed}: undecided {:?}", segment.pending);
     }
 }
