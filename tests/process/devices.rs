@@ -6,10 +6,10 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::support::alone;
 use crate::support::binaries::nodectl;
 use crate::support::child::{self, Child};
 use crate::support::cluster::{PATIENCE, SMALL, Shape, TestCluster};
+use crate::support::{alone, wait_for};
 
 /// Three nodes, one of which is taken out and started by hand with something wrong.
 const THREE: Shape = Shape { nodes: 3, ..SMALL };
@@ -206,5 +206,16 @@ fn a_full_device_answers_and_goes_on() {
     client.write(0, &[6; 4096]).expect("a full volume goes on without a node");
     cluster.act("start", &node);
     cluster.wait_healthy();
+    // I16: what somebody uses is not deleted; what nobody uses gives its space back.
+    cluster.refused(&["volume", "delete", "v0"], 4);
+    assert_eq!(client.read(0, 4096).expect("it is still there"), [6; 4096]);
+    drop(client);
+    drop(gateway);
+    cluster.run(&["volume", "detach", "v0"]);
     cluster.run(&["volume", "delete", "v0"]);
+    wait_for("the space to be free again", PATIENCE, || {
+        let made = cluster.command(&["volume", "create", "again", "--size", "64M", "--segment-size", "64M"]).output();
+        let made = made.expect("nodectl runs");
+        if made.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&made.stderr).into_owned()) }
+    });
 }
