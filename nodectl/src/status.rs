@@ -63,8 +63,9 @@ fn table(status: &Status, nodes: &[NodeInfo]) -> String {
         units::rate(remirror.bytes_per_second),
         units::size(remirror.bytes_total),
     ]);
+    let frozen = status.frozen.as_ref().map_or_else(String::new, |why| format!("\nfrozen: {why}"));
     format!(
-        "health {health}\ncluster {}, revision {}, {} of {} nodes up, {} used, {} booked of {}\n\n{conditions}\n\n{copies}\n\n{}",
+        "health {health}{frozen}\ncluster {}, revision {}, {} of {} nodes up, {} used, {} booked of {}\n\n{conditions}\n\n{copies}\n\n{}",
         status.cluster,
         status.revision.0,
         status.nodes_up,

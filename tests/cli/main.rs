@@ -5,6 +5,7 @@
 mod support;
 
 mod authority;
+mod cluster;
 mod local;
 mod shapes;
 mod usage;

@@ -30,7 +30,7 @@ fn status_has_what_the_contract_names() {
     let status = json!({
         "cluster": "000102030405060708090a0b0c0d0e0f", "revision": 12, "health": "degraded", "segments": segments(),
         "remirror": {"active": 1, "parked": 0, "bytes_per_second": 1024, "bytes_total": 4096},
-        "nodes_up": 5, "nodes_total": 6, "capacity": 1000, "booked": 500, "used": 100
+        "nodes_up": 5, "nodes_total": 6, "capacity": 1000, "booked": 500, "used": 100, "frozen": null
     });
     assert_eq!(shown(&status, &["status"]), status);
 }

@@ -156,7 +156,8 @@ impl Load {
         let blocks = self.block_bytes.div_ceil(block);
         let mut data = BytesMut::zeroed(BLOCK * usize::try_from(blocks).expect("at most 32 MiB"));
         for (at, bytes) in (offset / block..).zip(data.chunks_mut(BLOCK)) {
-            Stamp { volume: self.seed, block: at, number: self.writes + 1 }.fill(bytes);
+            // Of no volume there is: a check for acknowledged writes never takes them for its own.
+            Stamp { volume: !self.seed, block: at, number: self.writes + 1 }.fill(bytes);
         }
         data.truncate(usize::try_from(self.block_bytes).expect("at most 32 MiB"));
         data.freeze()

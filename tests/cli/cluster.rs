@@ -1,0 +1,74 @@
+//! With a cluster: orders and their exit codes, and the figures of `bench` and `verify` on both paths.
+
+use crate::support::alone;
+use crate::support::cluster::{SMALL, TestCluster};
+
+fn order(cluster: &TestCluster, act: &str, node: &str, exit: i32) -> String {
+    let dir = cluster.dir();
+    let args = ["cluster", act, node, "--dir", dir.to_str().unwrap(), "-o", "json"];
+    crate::exits(exit, &args).0
+}
+
+#[test]
+fn orders_are_carried_out_and_noted() {
+    let _turn = alone();
+    let cluster = TestCluster::start("orders", SMALL);
+    let first = cluster.pid("n1");
+    for (act, state) in [("kill", "killed"), ("start", "running"), ("stop", "stopped"), ("start", "running")] {
+        let said: serde_json::Value = serde_json::from_str(&order(&cluster, act, "n1", 0)).unwrap();
+        assert_eq!((&said["node"], &said["state"]), (&"n1".into(), &state.into()));
+        assert_eq!(cluster.node("n1")["state"], state);
+        assert_eq!(cluster.node("n1")["pid"].is_u64(), state == "running");
+        order(&cluster, act, "n1", 5);
+    }
+    assert_ne!(cluster.pid("n1"), first);
+    order(&cluster, "lose", "n4", 0);
+    assert_eq!(cluster.node("n4")["state"], "lost");
+    assert!(!cluster.dir().join("n4/device").exists());
+    order(&cluster, "start", "n4", 5);
+    order(&cluster, "lose", "n4", 5);
+    order(&cluster, "kill", "n9", 3);
+    order(&cluster, "stop", "authority", 0);
+    cluster.refused(&["status"], 20);
+    order(&cluster, "start", "authority", 0);
+    cluster.refused(&["volume", "show", "none"], 3);
+    let dir = cluster.dir();
+    crate::exits(5, &["cluster", "up", "--dir", dir.to_str().unwrap()]);
+}
+
+#[test]
+fn figures_have_their_shapes_on_both_paths() {
+    let _turn = alone();
+    let cluster = TestCluster::start("figures", SMALL);
+    cluster.create("v", "128M", &[]);
+    let log = cluster.scratch().join("acked");
+    let log = log.to_str().unwrap();
+    let write = ["verify", "write", "v", "--log", log, "--bytes", "8M", "--bs", "4k,64k"];
+    let written = cluster.json(&write);
+    assert!(written["acknowledged_bytes"].as_u64().unwrap() >= 8 << 20, "{written}");
+    assert!(written["longest_gap_ms"].as_f64().unwrap() > 0.0);
+    let checked = cluster.json(&["verify", "check", "v", "--log", log, "--replicas"]);
+    let blocks = checked["acknowledged_blocks"].as_u64().unwrap();
+    assert_eq!(checked["member_blocks_acknowledged"], 3 * blocks, "{checked}");
+    assert_eq!(checked["wrong"], 0);
+
+    let mut gateway = cluster.attach("v");
+    let mut more = write.to_vec();
+    more.extend(["--nbd", &gateway.uri]);
+    cluster.json(&more);
+    let checked = cluster.json(&["verify", "check", "v", "--log", log, "--nbd", &gateway.uri]);
+    assert_eq!((&checked["wrong"], &checked["member_blocks"]), (&0.into(), &0.into()));
+    let bench = cluster.json(&["bench", "io", "v", "--seconds", "1", "--qd", "4", "--nbd", &gateway.uri]);
+    assert_eq!(bench["path"], "nbd");
+    assert!(gateway.stop());
+
+    let bench = cluster.json(&["bench", "io", "v", "--rw", "randwrite", "--seconds", "1", "--qd", "4"]);
+    assert_eq!((&bench["path"], &bench["rw"], &bench["reads"]), (&"native".into(), &"randwrite".into(), &0.into()));
+    for figure in ["iops", "mib_per_second", "longest_gap_ms", "cluster_cpu_ms_per_io"] {
+        assert!(bench[figure].as_f64().unwrap() > 0.0, "{figure}: {bench}");
+    }
+    assert!(bench["latency"]["p50_us"].as_u64() <= bench["latency"]["p99_us"].as_u64());
+    // What the bench wrote over it is not what was promised, and the check says so.
+    let said = cluster.refused(&["verify", "check", "v", "--log", log], 1);
+    assert!(said.contains("not what they have to be"), "{said}");
+}
