@@ -39,7 +39,7 @@ impl Running {
         let (stop, stopped) = oneshot::channel::<()>();
         let task =
             tokio::spawn(serve(options, move |cluster, address| tell.send((cluster, address)).unwrap(), async move {
-                drop(stopped.await)
+                drop(stopped.await);
             }));
         let (cluster, address) = told.await.unwrap();
         Self { address, cluster, stop: Some(stop), task }
