@@ -87,7 +87,7 @@ fn clients_while_nodes_are_killed_and_started_again() {
     cluster.create("storm", &SIZE.to_string(), &[]);
     let socket = format!("unix:{}", cluster.scratch().join("nbd").display());
     let gateway = Gateway::start_at(&cluster, "storm", &socket);
-    weather::storm(&cluster, |storm| {
+    weather::storm(&cluster, "storm", |storm| {
         for script in runnable() {
             // Again, until a node was killed and came back meanwhile.
             let before = storm.survived();

@@ -35,7 +35,7 @@ impl Storm {
         self.over.load(Ordering::Relaxed)
     }
 
-    fn rage(&self, cluster: &TestCluster) {
+    fn rage(&self, cluster: &TestCluster, volume: &str) {
         let nodes = cluster.nodes();
         for node in nodes.iter().cycle() {
             if self.is_over() {
@@ -44,21 +44,24 @@ impl Storm {
             cluster.act("kill", node);
             std::thread::sleep(AWAY);
             cluster.act("start", node);
-            if self.until_whole(cluster) {
+            if self.until_whole(cluster, volume) {
                 self.survived.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
 
     /// Waits until every copy is there again; false when the storm ended before.
-    fn until_whole(&self, cluster: &TestCluster) -> bool {
+    fn until_whole(&self, cluster: &TestCluster, volume: &str) -> bool {
         let begin = Instant::now();
         while !self.is_over() {
             let status = cluster.try_json(&["status"]).unwrap_or_default();
             if status["health"] == "ok" && status["nodes_up"] == status["nodes_total"] {
                 return true;
             }
-            assert!(begin.elapsed() < PATIENCE, "not whole again after {PATIENCE:?}: {status}");
+            if begin.elapsed() >= PATIENCE {
+                let why = cluster.run(&["volume", "explain", volume]);
+                panic!("not whole again after {PATIENCE:?}: {status}\n{why}");
+            }
             std::thread::sleep(Duration::from_millis(100));
         }
         false
@@ -66,12 +69,12 @@ impl Storm {
 }
 
 /// Lets `clients` work while nodes are killed and started again.
-pub(crate) fn storm(cluster: &TestCluster, clients: impl FnOnce(&Storm)) {
+pub(crate) fn storm(cluster: &TestCluster, volume: &str, clients: impl FnOnce(&Storm)) {
     let storm = Storm::default();
     std::thread::scope(|scope| {
         let raging = scope.spawn(|| {
             let _over = Over(&storm);
-            storm.rage(cluster);
+            storm.rage(cluster, volume);
         });
         {
             let _over = Over(&storm);

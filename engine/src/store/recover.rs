@@ -200,6 +200,7 @@ fn conclude(map: &mut Map, wal: &mut Wal, damaged: bool) -> Vec<Recovered> {
             records.push(WalRecord::Core(Record::Truncate { segment: *segment, above: Seq(last.0) }));
         }
         if damaged || gap && member {
+            tracing::error!(%segment, commit = %replica.commit, %last, gap, "a replica's log is damaged");
             replica.damaged = true;
             records.push(WalRecord::Damaged { segment: *segment });
         }
