@@ -43,6 +43,18 @@ pub fn log_is_behind(own: Epoch, common: Epoch) -> bool {
     own < common
 }
 
+/// Whether two logs are one: then the shorter is a beginning of the longer.
+#[must_use]
+pub fn is_same_log(one: Epoch, other: Epoch) -> bool {
+    one == other
+}
+
+/// Whether a replica that says this has a log that counts; a copy in the making has none and says 0.
+#[must_use]
+pub fn names_a_log(said: Epoch) -> bool {
+    said > Epoch(0)
+}
+
 /// Rank of a tail in an election: the log's epoch first, its length second (I9).
 #[must_use]
 pub fn tail_rank(log_epoch: Epoch, last: Seq) -> (Epoch, Seq) {

@@ -40,6 +40,12 @@ pub struct Granted {
 }
 
 impl Granted {
+    /// After a restart nobody knows what was given before: the most that can still run.
+    #[must_use]
+    pub fn forgotten(now: Time) -> Self {
+        Self { before: now + LEASE, ..Self::default() }
+    }
+
     /// Renewed just now, to this primary.
     pub fn renew(&mut self, to: NodeId, now: Time) {
         if self.to != Some(to) {
@@ -73,6 +79,13 @@ mod tests {
         assert!(!held.covers([NodeId(2)].into_iter(), end - Span::millis(1)));
         assert!(held.covers([NodeId(2)].into_iter(), asked + Span::millis(100)));
         assert!(!held.covers([NodeId(2), NodeId(3)].into_iter(), asked), "all members, not some");
+    }
+
+    #[test]
+    fn a_member_that_restarted_counts_what_it_may_have_given() {
+        let granted = Granted::forgotten(Time(5));
+        assert_eq!(granted.left(Some(NodeId(1)), Time(5)), LEASE);
+        assert_eq!(granted.left(None, Time(5) + LEASE), Span::ZERO);
     }
 
     #[test]

@@ -171,6 +171,8 @@ pub enum Peer {
     CopyList {
         /// Epoch of the configuration that made it a candidate.
         epoch: Epoch,
+        /// First entry of its stream: what changed before that is to be listed.
+        stream: Seq,
         /// Its base.
         above: Seq,
         /// First extent of the page.
@@ -180,6 +182,8 @@ pub enum Peer {
     CopyPage {
         /// Epoch asked in.
         epoch: Epoch,
+        /// The stream it is for, as asked: a page of an earlier stream has not seen what came between.
+        stream: Seq,
         /// First extent of the page, as asked.
         from: ExtentIndex,
         /// Extents stamped above, in order.

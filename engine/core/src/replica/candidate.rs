@@ -6,8 +6,9 @@
 //! the newest write ignored. When nothing is missing, everything ignored is committed and in a copy.
 //!
 //! Invariants: the base moves only when every listed extent is in, never because of a log record; a live write to an
-//! extent whose copy is on its way to the disk waits for it, so that a stamp never says more than is there; I10 (joining
-//! is durable before the primary hears of it).
+//! extent that was asked for waits until its copy is durable, so that a stamp never says more than is there, and so that
+//! an extent written to without a pause is copied once and not for ever; I10 (joining is durable before the primary
+//! hears of it).
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -18,7 +19,7 @@ use super::{Replica, Role};
 use crate::config::Config;
 use crate::epoch;
 use crate::ids::{Epoch, ExtentIndex, NodeId, Seq};
-use crate::limits::{COPY_INFLIGHT, COPY_PAGE, EXTENT_SIZE, WINDOW_ENTRIES};
+use crate::limits::{COPY_INFLIGHT, COPY_PAGE, EXTENT_SIZE, WINDOW_BYTES, WINDOW_ENTRIES};
 use crate::message::Peer;
 use crate::record::{Change, Entry, ExtentCopy, Record, Standing};
 use crate::time::{Span, Time};
@@ -38,6 +39,8 @@ pub(super) struct CatchUp {
     base: Seq,
     /// First live entry; `None` before the stream begins.
     stream: Option<Seq>,
+    /// What the stream began with when the plan was made; without a gap one stream continues another.
+    plan: Seq,
     /// Own stamps above the base: what an interrupted copy left.
     own: BTreeMap<ExtentIndex, Seq>,
     own_listed: bool,
@@ -50,11 +53,14 @@ pub(super) struct CatchUp {
     asked: BTreeMap<ExtentIndex, Time>,
     /// On the way to the disk.
     landing: BTreeMap<ExtentIndex, Seq>,
-    /// Live entries behind one that touches a landing extent.
+    /// Live entries behind one that touches an extent whose copy is on its way.
     held: VecDeque<(Seq, Entry)>,
+    held_bytes: u64,
     highest: Seq,
     copied: u64,
     joined: bool,
+    /// Joining is durable.
+    announced: bool,
 }
 
 impl CatchUp {
@@ -65,6 +71,7 @@ impl CatchUp {
             full: base == Seq(0),
             base,
             stream: None,
+            plan: Seq(0),
             own: BTreeMap::new(),
             own_listed: false,
             frontier: ExtentIndex(0),
@@ -73,10 +80,26 @@ impl CatchUp {
             asked: BTreeMap::new(),
             landing: BTreeMap::new(),
             held: VecDeque::new(),
+            held_bytes: 0,
             highest: Seq(0),
             copied: 0,
             joined: false,
+            announced: false,
         }
+    }
+
+    /// The epoch whose log it is being given.
+    pub(super) const fn common(&self) -> Epoch {
+        self.common
+    }
+
+    pub(super) const fn is_streaming(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// Whether it holds everything, by its own durable word.
+    pub(super) const fn has_joined(&self) -> bool {
+        self.announced
     }
 
     /// From nothing or not; bytes in; bytes known to be missing.
@@ -88,8 +111,25 @@ impl CatchUp {
         extent < self.frontier && !self.wanted.contains_key(&extent)
     }
 
-    fn lands_on(&self, change: &Change) -> bool {
-        change.extents().any(|extent| self.landing.contains_key(&extent))
+    /// Whether a copy of what it touches is on its way. From the moment it was asked for every live write is kept:
+    /// so the copy and what was kept are the whole extent, however often it is written to.
+    fn waits_for(&self, change: &Change) -> bool {
+        change.extents().any(|extent| self.landing.contains_key(&extent) || self.asked.contains_key(&extent))
+    }
+
+    /// Whether a live entry has to wait for copies. What cannot commit without this candidate waits for all it touches:
+    /// it comes with no copy.
+    fn must_wait(&self, change: &Change, may_commit: bool) -> bool {
+        self.waits_for(change) || !may_commit && !change.extents().all(|extent| self.is_current(extent))
+    }
+
+    fn is_full(&self, entry: &Entry) -> bool {
+        self.held.len() >= WINDOW_ENTRIES || self.held_bytes + entry.change.data_len() > WINDOW_BYTES
+    }
+
+    /// Last live entry that came.
+    fn seen(&self, last: Seq) -> Seq {
+        self.held.back().map_or(last, |(_, entry)| entry.seq)
     }
 
     fn is_complete(&self, extents: u32, last: Seq) -> bool {
@@ -106,8 +146,10 @@ impl Replica {
     /// The configuration makes this replica a candidate; the copying begins with the stream.
     pub(super) fn become_candidate(&mut self, config: Config, common: Epoch) {
         let primary = config.primary;
+        // Where nothing commits any more, what was ignored so far will never come with a copy: the stream begins anew.
+        let stops = self.meta.config.may_commit() && !config.may_commit();
         self.adopt_config(config);
-        let goes_on = matches!(&self.role, Role::Candidate(c) if c.primary == primary && c.common == common);
+        let goes_on = !stops && matches!(&self.role, Role::Candidate(c) if c.primary == primary && c.common == common);
         if !goes_on {
             self.lose_membership();
             let base = self.base();
@@ -124,14 +166,27 @@ impl Replica {
     }
 
     pub(super) fn on_stream(&mut self, now: Time, from: NodeId, said: Epoch, first: Seq, effects: &mut Effects) {
-        let base = self.base();
-        let current = epoch::is_current(said, &self.meta.config);
-        let Role::Candidate(catch_up) = &mut self.role else { return };
-        if !current || from != catch_up.primary {
+        let config = &self.meta.config;
+        if !epoch::is_current(said, config) || from != config.primary || !config.is_candidate(self.node) {
             return;
         }
-        let plan = CatchUp { stream: Some(first), ..CatchUp::new(from, catch_up.common, base) };
-        **catch_up = plan;
+        let (seen, common) = match &self.role {
+            Role::Candidate(catch_up) => {
+                (catch_up.is_streaming().then(|| catch_up.seen(self.log.last())), catch_up.common)
+            }
+            Role::Follower(_) => (Some(self.log.last()), self.meta.log_epoch),
+            _ => return,
+        };
+        // Nothing was missed between the streams: the plan, or what is held already, stays as it is.
+        if seen.is_some_and(|seen| seen.next() >= first) {
+            if let Role::Candidate(catch_up) = &mut self.role {
+                catch_up.stream = Some(first);
+            }
+            return;
+        }
+        let base = self.base();
+        let plan = CatchUp { stream: Some(first), plan: first, ..CatchUp::new(from, common, base) };
+        self.role = Role::Candidate(Box::new(plan));
         self.meta.standing = Standing::Candidate { base };
         // What an earlier stream left above the commit point may never have been committed.
         let above = self.log.commit();
@@ -166,14 +221,16 @@ impl Replica {
         &mut self,
         now: Time,
         from: NodeId,
-        first: ExtentIndex,
+        (stream, first): (Seq, ExtentIndex),
         listed: &[(ExtentIndex, Seq)],
         next: Option<ExtentIndex>,
         effects: &mut Effects,
     ) {
         let end = ExtentIndex(self.meta.config.extents);
         let Role::Candidate(catch_up) = &mut self.role else { return };
-        if from != catch_up.primary || first != catch_up.frontier || catch_up.page_due.is_none() {
+        // A page of an earlier stream has not seen what was committed between the two.
+        let expected = catch_up.stream == Some(stream) && first == catch_up.frontier;
+        if from != catch_up.primary || !expected || catch_up.page_due.is_none() {
             return;
         }
         for (extent, stamp) in listed.iter().filter(|(extent, _)| *extent < end) {
@@ -185,6 +242,7 @@ impl Replica {
         }
         catch_up.frontier = next.filter(|next| *next > first).unwrap_or(end);
         catch_up.page_due = (catch_up.frontier < end).then_some(now);
+        self.take_what_waited(now, effects);
         self.pump(now, effects);
         self.check_complete(now, effects);
     }
@@ -193,13 +251,11 @@ impl Replica {
     fn pump(&mut self, now: Time, effects: &mut Effects) {
         let epoch = self.meta.config.epoch;
         let Role::Candidate(catch_up) = &mut self.role else { return };
-        if catch_up.stream.is_none() || !catch_up.own_listed {
-            return;
-        }
+        let Some(stream) = catch_up.stream.filter(|_| catch_up.own_listed) else { return };
         if catch_up.page_due.is_some_and(|due| due <= now) && catch_up.wanted.len() < COPY_PAGE {
             catch_up.page_due = Some(now + Span(ASK_SOON.0 * 5));
             let (above, from) = (catch_up.base, catch_up.frontier);
-            effects.send_bulk(catch_up.primary, Peer::CopyList { epoch, above, from });
+            effects.send_bulk(catch_up.primary, Peer::CopyList { epoch, stream, above, from });
         }
         catch_up.asked.retain(|_, again| *again > now);
         let room = COPY_INFLIGHT.saturating_sub(catch_up.asked.len() + catch_up.landing.len());
@@ -249,32 +305,65 @@ impl Replica {
         if catch_up.landing.get(&extent) == Some(&stamp) {
             catch_up.landing.remove(&extent);
         }
-        while let Role::Candidate(catch_up) = &mut self.role {
-            if catch_up.held.front().is_none_or(|(_, entry)| catch_up.lands_on(&entry.change)) {
-                break;
-            }
-            let Some((commit, entry)) = catch_up.held.pop_front() else { break };
-            self.take_live(now, commit, entry, effects);
-        }
+        self.take_what_waited(now, effects);
         self.pump(now, effects);
         self.check_complete(now, effects);
+    }
+
+    fn take_what_waited(&mut self, now: Time, effects: &mut Effects) {
+        let may_commit = self.meta.config.may_commit();
+        while let Role::Candidate(catch_up) = &self.role {
+            if catch_up.held.front().is_none_or(|(_, entry)| catch_up.must_wait(&entry.change, may_commit)) {
+                break;
+            }
+            self.take_held(now, effects);
+        }
     }
 
     /// A live write of the primary.
     pub(super) fn candidate_prepare(&mut self, now: Time, commit: Seq, entry: Entry, effects: &mut Effects) {
         let Role::Candidate(catch_up) = &mut self.role else { return };
-        if catch_up.stream.is_none_or(|first| entry.seq < first) {
+        // One that came before comes again with a stream that continues another.
+        if catch_up.stream.is_none() || entry.seq != catch_up.seen(self.log.last()).next() {
             return;
         }
-        if catch_up.held.is_empty() && !catch_up.lands_on(&entry.change) {
+        if catch_up.is_full(&entry) {
+            self.spill(now, effects);
+        }
+        let may_commit = self.meta.config.may_commit();
+        let Role::Candidate(catch_up) = &mut self.role else { return };
+        if catch_up.held.is_empty() && !catch_up.must_wait(&entry.change, may_commit) {
             self.take_live(now, commit, entry, effects);
             self.check_complete(now, effects);
-        } else if catch_up.held.len() < WINDOW_ENTRIES {
-            catch_up.held.push_back((commit, entry));
         } else {
-            // The disk does not keep up with the copies: give up this stream; the primary begins another one when
-            // this candidate has been silent long enough.
-            catch_up.stream = None;
+            catch_up.held_bytes += entry.change.data_len();
+            catch_up.held.push_back((commit, entry));
+        }
+    }
+
+    fn take_held(&mut self, now: Time, effects: &mut Effects) {
+        let Role::Candidate(catch_up) = &mut self.role else { return };
+        if let Some((commit, entry)) = catch_up.held.pop_front() {
+            catch_up.held_bytes -= entry.change.data_len();
+            self.take_live(now, commit, entry, effects);
+        }
+    }
+
+    /// Copies do not come as fast as writes: what is held is ignored, and what it touches has to come again.
+    fn spill(&mut self, now: Time, effects: &mut Effects) {
+        while let Role::Candidate(catch_up) = &mut self.role {
+            let Some((_, entry)) = catch_up.held.front() else { break };
+            let seq = entry.seq;
+            let late: alloc::vec::Vec<ExtentIndex> = entry
+                .change
+                .extents()
+                .filter(|extent| catch_up.landing.contains_key(extent) || catch_up.asked.contains_key(extent))
+                .collect();
+            for extent in late {
+                let lowest = catch_up.wanted.entry(extent).or_insert(seq);
+                *lowest = (*lowest).max(seq);
+            }
+            self.take_held(now, effects);
         }
     }
 
@@ -297,7 +386,10 @@ impl Replica {
     }
 
     pub(super) fn candidate_commit(&mut self, commit: Seq, effects: &mut Effects) {
-        self.commit_to(commit.min(self.log.last()), effects);
+        // Without a stream the log is of an earlier life, and nobody's commit point means anything for it.
+        if matches!(&self.role, Role::Candidate(catch_up) if catch_up.is_streaming()) {
+            self.commit_to(commit.min(self.log.last()), effects);
+        }
     }
 
     pub(super) fn candidate_tick(&mut self, now: Time, effects: &mut Effects) {
@@ -314,19 +406,21 @@ impl Replica {
         }
         catch_up.joined = true;
         // A copy is as old as its source's commit point was: that far everything is in.
-        let first = catch_up.stream.unwrap_or(Seq(1));
+        let (plan, first) = (catch_up.plan, catch_up.stream.unwrap_or(Seq(1)));
         let through = catch_up.highest.max(Seq(first.0.saturating_sub(1)));
         self.meta.log_epoch = catch_up.common;
         self.commit_to(through, effects);
         self.meta.standing = Standing::Joining { base: self.log.commit() };
-        let epoch = self.meta.config.epoch;
-        effects.persist(vec![self.state_record()]).then_feed(Durable::Joining(epoch));
+        let (epoch, first) = (self.meta.config.epoch, plan);
+        effects.persist(vec![self.state_record()]).then_feed(Durable::Joining { epoch, first });
     }
 
-    pub(super) fn on_joining(&mut self, epoch: Epoch, effects: &mut Effects) {
-        let durable = self.durable;
-        let Role::Candidate(catch_up) = &self.role else { return };
-        if catch_up.joined {
+    pub(super) fn on_joining(&mut self, first: Seq, effects: &mut Effects) {
+        let (epoch, durable) = (self.meta.config.epoch, self.durable);
+        let Role::Candidate(catch_up) = &mut self.role else { return };
+        // Of an earlier stream: what followed it is not durable yet.
+        if catch_up.joined && catch_up.plan == first {
+            catch_up.announced = true;
             effects.send(catch_up.primary, Peer::CaughtUp { epoch, durable, copied: catch_up.copied });
         }
     }

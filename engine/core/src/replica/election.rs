@@ -179,8 +179,8 @@ impl Replica {
         let Role::Electing(election) = &self.role else { return };
         match decision {
             Decision::Installed(config) if epoch::supersedes(&config, &self.meta.config) => {
-                // One member that stopped renewing ends the old primary's reads: the shortest rest counts (I7).
-                let lease_left = election.promises.values().map(|p| p.lease_left).min().unwrap_or(crate::limits::LEASE);
+                // Which of them an earlier primary needs is not known here: the longest rest counts (I7).
+                let lease_left = election.promises.values().map(|p| p.lease_left).max().unwrap_or(crate::limits::LEASE);
                 if config.primary == self.node {
                     return self.begin(now, config, lease_left, effects);
                 }

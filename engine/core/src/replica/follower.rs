@@ -11,7 +11,7 @@ use super::{Replica, Role};
 use crate::config::Config;
 use crate::epoch;
 use crate::ids::{Epoch, NodeId, Seq};
-use crate::limits::{ELECTION_STAGGER, PREPARE_DEADLINE, SILENCE, WINDOW_ENTRIES};
+use crate::limits::{ELECTION_STAGGER, SILENCE, WINDOW_ENTRIES};
 use crate::message::Peer;
 use crate::record::{Change, Entry, Record, Standing};
 use crate::time::{Span, Time};
@@ -95,13 +95,12 @@ impl Replica {
     }
 
     fn heard_primary(&mut self, now: Time) {
-        let healthy = self.writing_since.is_none_or(|since| now.since(since) < PREPARE_DEADLINE);
         if let Role::Follower(follower) = &mut self.role {
             follower.heard = now;
             follower.met = true;
-            if healthy {
-                self.granted.renew(self.meta.config.primary, now);
-            }
+        }
+        if self.is_healthy(now) {
+            self.granted.renew(self.meta.config.primary, now);
         }
     }
 
@@ -177,19 +176,37 @@ impl Replica {
         if !self.obeys(from, said, effects) {
             return;
         }
-        match &self.role {
-            Role::Follower(follower) if follower.in_step => {
-                self.commit_to(commit.min(self.log.last()), effects);
-            }
-            Role::Candidate(_) => self.candidate_commit(commit, effects),
-            _ => {}
+        let in_step = match &self.role {
+            Role::Follower(follower) => follower.in_step,
+            Role::Candidate(catch_up) if catch_up.is_streaming() => true,
+            // Silence tells the primary that nothing of its stream arrives here.
+            _ => return,
+        };
+        if let Role::Candidate(_) = &self.role {
+            self.candidate_commit(commit, effects);
+        } else if in_step {
+            self.commit_to(commit.min(self.log.last()), effects);
         }
         self.heard_primary(now);
         // I8: a member whose device does not keep up does not say that all is well.
-        if self.writing_since.is_none_or(|since| now.since(since) < PREPARE_DEADLINE) {
-            let in_step = !matches!(&self.role, Role::Follower(follower) if !follower.in_step);
+        if self.is_healthy(now) {
             let durable = if in_step { self.durable } else { Seq(0) };
             effects.send(from, Peer::BeatAck { epoch: said, sent, durable });
+            self.repeat_caught_up(effects);
+        }
+    }
+
+    /// As long as it is called a candidate, its word that it holds everything may have been lost.
+    fn repeat_caught_up(&self, effects: &mut Effects) {
+        let config = &self.meta.config;
+        let (holds_all, copied) = match &self.role {
+            Role::Follower(follower) => (follower.in_step && self.is_trusted(), 0),
+            Role::Candidate(catch_up) => (catch_up.has_joined(), catch_up.progress().1),
+            _ => (false, 0),
+        };
+        if holds_all && config.is_candidate(self.node) {
+            let (epoch, durable) = (config.epoch, self.durable);
+            effects.send(config.primary, Peer::CaughtUp { epoch, durable, copied });
         }
     }
 
@@ -198,7 +215,7 @@ impl Replica {
             let config = Some(self.meta.config.clone());
             return effects.send(from, Peer::Refused { promised: self.meta.promised, config });
         }
-        let leads = matches!(self.role, Role::Primary(_));
+        let leads = matches!(self.role, Role::Primary(_)) && self.is_healthy(now);
         if from != self.meta.config.primary && (leads || self.hears_primary(now)) {
             return effects.send(from, Peer::StillHeard { epoch: wanted });
         }
@@ -206,6 +223,7 @@ impl Replica {
             return;
         }
         let lease_left = self.granted.left(Some(from), now);
+        self.step_down(effects);
         if !matches!(self.role, Role::Electing(_)) {
             self.role = Role::Follower(Follower::new(now));
         }
@@ -236,17 +254,25 @@ impl Replica {
         if !self.takes_config_from(from, &config, effects) {
             return;
         }
-        let changed = config != self.meta.config;
-        if config.is_member(self.node) && self.is_trusted() {
+        let mut changed = config != self.meta.config;
+        if self.keeps_its_log(&config, log_epoch) {
+            let member = config.is_member(self.node);
+            // What makes it one that may count has to be durable too (I10).
+            changed |= !member;
             self.follow(now, config);
             if !epoch::log_is_behind(self.meta.log_epoch, log_epoch) {
-                self.meta.standing = Standing::Member;
+                if member {
+                    self.meta.standing = Standing::Member;
+                }
                 self.commit_to(commit.min(self.log.last()), effects);
                 self.set_in_step();
             }
             self.adopted_from_primary(now);
         } else if config.is_candidate(self.node) {
             self.become_candidate(config, log_epoch);
+        } else if config.is_member(self.node) {
+            // I9: it lacks something and says so.
+            self.learn(now, config, effects);
         } else {
             return self.learn(now, config, effects);
         }
@@ -254,6 +280,15 @@ impl Replica {
         if changed {
             self.want_peers(effects);
         }
+    }
+
+    /// Whether the own log goes on counting in this configuration: a member's does; a candidate's does when it holds
+    /// everything acknowledged, because nothing was since it was a member (I5), or because it has been caught up (I10).
+    fn keeps_its_log(&self, config: &Config, common: Epoch) -> bool {
+        let joining = matches!(self.meta.standing, Standing::Joining { .. });
+        let caught_up = joining && epoch::is_same_log(self.meta.log_epoch, common);
+        let holds_all = config.electable.contains(&self.node) || caught_up;
+        self.is_trusted() && (config.is_member(self.node) || config.is_candidate(self.node) && holds_all)
     }
 
     /// Whether a configuration said by `from`, its primary, is to be taken over.
@@ -280,10 +315,13 @@ impl Replica {
 
     /// Says where this replica stands; when its state changed, only once that is durable.
     fn answer_adopted(&mut self, to: NodeId, sent: Time, changed: bool, effects: &mut Effects) {
+        let streaming = matches!(&self.role, Role::Candidate(catch_up) if catch_up.is_streaming());
+        let trusted = self.is_trusted() && !matches!(self.role, Role::Candidate(_));
         let answer = Peer::Adopted {
             epoch: self.meta.config.epoch,
-            log_epoch: self.meta.log_epoch,
-            last: self.log.last(),
+            // A copy in the making has no log that counts; one without a stream has none at all.
+            log_epoch: if trusted { self.meta.log_epoch } else { Epoch(0) },
+            last: if trusted || streaming { self.log.last() } else { Seq(0) },
             commit: self.log.commit(),
             sent,
         };
@@ -303,12 +341,20 @@ impl Replica {
         piece: Piece,
         effects: &mut Effects,
     ) {
-        if !self.takes_config_from(from, &config, effects) || !config.is_member(self.node) || !self.is_trusted() {
+        let own_log = self.meta.log_epoch;
+        if !self.takes_config_from(from, &config, effects) || !self.keeps_its_log(&config, own_log) {
             return;
         }
         self.follow(now, config);
         self.adopted_from_primary(now);
         let (last, commit, sent) = (piece.last, piece.commit, piece.sent);
+        if !epoch::log_is_behind(self.meta.log_epoch, self.meta.config.epoch) {
+            // Adopted before: this one was sent earlier and knows nothing of what was acknowledged since.
+            self.set_in_step();
+            return if last {
+                self.answer_adopted(from, sent, true, effects)
+            };
+        }
         if !self.gather(piece) || !last {
             return;
         }
@@ -321,7 +367,9 @@ impl Replica {
         self.replace_tail(commit, incoming.entries, effects);
         self.set_in_step();
         self.meta.log_epoch = self.meta.config.epoch;
-        self.meta.standing = Standing::Member;
+        if self.meta.config.is_member(self.node) {
+            self.meta.standing = Standing::Member;
+        }
         let epoch = self.meta.config.epoch;
         let (log_epoch, last, commit) = (self.meta.log_epoch, self.log.last(), self.log.commit());
         let mut records = vec![Record::Truncate { segment: self.segment, above: commit }];

@@ -114,7 +114,12 @@ pub enum Durable {
     /// As candidate: this extent.
     Copied(ExtentIndex, Seq),
     /// As candidate: standing `Joining`.
-    Joining(crate::ids::Epoch),
+    Joining {
+        /// Of the configuration that made it a candidate.
+        epoch: crate::ids::Epoch,
+        /// First entry of the stream it was caught up with.
+        first: Seq,
+    },
 }
 
 /// What a read is for.
@@ -130,7 +135,12 @@ pub struct ReadPurpose {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ListPurpose {
     /// This candidate asked for a page.
-    Peer(NodeId),
+    Peer {
+        /// Who.
+        node: NodeId,
+        /// First entry of its stream.
+        stream: Seq,
+    },
     /// Own stamps, to skip what an interrupted copy left.
     Own,
 }

@@ -46,6 +46,8 @@ struct PeerState {
     asked: Time,
     /// It lacks what was committed: out, whatever else it says (I9).
     broken: bool,
+    /// It promised a higher epoch and takes nothing in this one: not lost, the next epoch has it back.
+    sealed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +74,9 @@ impl Peers {
     /// Takes over the lists of a new configuration; what is known of those who stay, stays.
     fn follow(&mut self, config: &Config, own: NodeId, now: Time) {
         self.0.retain(|node, _| config.is_member(*node) || config.is_candidate(*node));
+        for peer in self.0.values_mut().filter(|peer| peer.sealed) {
+            (peer.sealed, peer.heard, peer.owes_since) = (false, now, None);
+        }
         for node in config.members.iter().filter(|node| **node != own) {
             self.0.entry(*node).or_insert_with(|| PeerState::new(None, now)).join = None;
         }
@@ -131,6 +136,7 @@ impl PeerState {
             heard: now,
             asked: Time(0),
             broken: false,
+            sealed: false,
         }
     }
 
@@ -141,7 +147,7 @@ impl PeerState {
     /// Whether a member with this state is lost (I8: the prepare deadline counts, whatever its lease says).
     fn is_lost(&self, refused: bool, now: Time) -> bool {
         let late = self.owes_since.is_some_and(|since| now.since(since) >= PREPARE_DEADLINE);
-        self.broken || refused || late || now.since(self.heard) >= LEASE
+        self.broken || refused || !self.sealed && (late || now.since(self.heard) >= LEASE)
     }
 }
 
@@ -198,9 +204,10 @@ impl Replica {
     }
 
     fn beat(&mut self, now: Time, effects: &mut Effects) {
-        let (epoch, commit) = (self.meta.config.epoch, self.log.commit());
+        let (epoch, commit, healthy) = (self.meta.config.epoch, self.log.commit(), self.is_healthy(now));
         let Role::Primary(primary) = &mut self.role else { return };
-        if now < primary.membership.beat_at {
+        // I8: a primary whose device stands still goes silent, so that another one is elected.
+        if now < primary.membership.beat_at || !healthy {
             return;
         }
         primary.membership.beat_at = now + BEAT_EVERY;
@@ -310,48 +317,82 @@ impl Replica {
         let Role::Primary(primary) = &mut self.role else { return };
         let Some(peer) = primary.peers.0.get_mut(&from) else { return };
         peer.heard = now;
-        if peer.join.is_some() {
-            return self.stream_to(now, from, effects);
+        let candidate = peer.join.is_some();
+        if candidate && (!epoch::names_a_log(log_epoch) || last < commit) {
+            return self.stream_to(now, from, last, effects);
         }
-        primary.lease.renew(from, sent);
-        if last < commit {
+        if !epoch::names_a_log(log_epoch) || last < commit {
             // I9: less than it had acknowledged. It leaves first and comes back by catch-up.
             peer.broken = true;
             return self.reconsider(now, effects);
         }
+        primary.lease.renew(from, sent);
         if epoch::log_is_behind(log_epoch, common) || last > own_last {
             return self.send_reconcile(now, from, effects);
+        }
+        if peer.join == Some(Join::Streaming) && last.next() < peer.first {
+            // Said before its stream began; it begins from there.
+            return;
+        }
+        if candidate {
+            // I10: it holds everything up to `last`, and nothing behind that is committed without it from here on.
+            peer.join = Some(Join::Joining);
+            peer.acked = peer.acked.max(Some(last));
         }
         if !peer.synced {
             peer.synced = true;
             peer.sent = own_last;
             peer.owes_since = (last < own_last).then_some(now);
             peer.acked = peer.acked.max(Some(last));
-            for entry in self.log.after(last) {
-                effects.send(from, Peer::Prepare { commit, entry: entry.clone() });
-            }
+            self.send_entries(from, last, effects);
         }
         self.primary_advance(now, effects);
+        if candidate {
+            self.reconsider(now, effects);
+        }
     }
 
-    /// A candidate has heard of its place: live writes are its own from here on.
-    fn stream_to(&mut self, now: Time, to: NodeId, effects: &mut Effects) {
-        let (epoch, first) = (self.meta.config.epoch, self.log.last().next());
+    /// Sends what comes after `after` again. It is proposed in the epoch at work: nothing earlier is obeyed any more.
+    fn send_entries(&self, to: NodeId, after: Seq, effects: &mut Effects) {
+        let (epoch, commit) = (self.meta.config.epoch, self.log.commit());
+        for entry in self.log.after(after) {
+            effects.send(to, Peer::Prepare { commit, entry: Entry { epoch, ..entry.clone() } });
+        }
+    }
+
+    /// A candidate has heard of its place and has everything live up to `last`: live writes are its own from here on.
+    fn stream_to(&mut self, now: Time, to: NodeId, last: Seq, effects: &mut Effects) {
+        // What is not committed is not in any copy, and may have to wait for this very candidate: it is streamed too.
+        let (epoch, commit) = (self.meta.config.epoch, self.log.commit());
+        let first = commit.next();
         let Role::Primary(primary) = &mut self.role else { return };
+        let undecided = primary.membership.proposal.is_some();
         let Some(peer) = primary.peers.0.get_mut(&to) else { return };
-        if peer.join == Some(Join::Enlisting) {
+        let begins = match peer.join {
+            Some(Join::Enlisting) => true,
+            // It has lost its stream.
+            Some(Join::Streaming) => last.next() <= peer.first,
+            // It has lost more than that; whether it is a member already is not known while a proposal is under way.
+            Some(Join::Joining) => !undecided,
+            None => false,
+        };
+        if begins {
             *peer = PeerState::new(Some(Join::Streaming), now);
             peer.synced = true;
             peer.first = first;
             peer.sent = self.log.last();
             effects.send(to, Peer::Stream { epoch, first });
+            self.send_entries(to, commit, effects);
         }
     }
 
-    pub(super) fn on_caught_up(&mut self, now: Time, from: NodeId, _said: Epoch, durable: Seq, effects: &mut Effects) {
+    pub(super) fn on_caught_up(&mut self, now: Time, from: NodeId, said: Epoch, durable: Seq, effects: &mut Effects) {
+        let of_another_log = epoch::log_is_behind(said, self.meta.log_epoch);
         let Role::Primary(primary) = &mut self.role else { return };
         let Some(peer) = primary.peers.0.get_mut(&from) else { return };
-        if peer.join == Some(Join::Streaming) && peer.synced {
+        // Said of an earlier stream: between that and this one it has missed something.
+        let missed = durable.next() < peer.first;
+        if peer.join == Some(Join::Streaming) && peer.synced && !missed && !of_another_log {
             // I10: from here on nothing is committed that it does not hold; only then is it proposed.
             peer.join = Some(Join::Joining);
             peer.acked = Some(durable);
@@ -433,6 +474,7 @@ impl Replica {
         let plans = &mut primary.membership;
         if let Some((permit, target)) = plans.permit
             && !self.meta.config.is_candidate(target)
+            && !plans.enlist.contains(&target)
         {
             plans.permit = None;
             effects.push(Effect::Authority(ToAuthority::PermitEnd { segment: self.segment, permit }));
@@ -440,9 +482,13 @@ impl Replica {
     }
 
     /// A member promised a higher epoch to somebody whose election came to nothing.
-    pub(super) fn on_member_sealed(&mut self, now: Time, _from: NodeId, effects: &mut Effects) {
-        if let Role::Primary(primary) = &mut self.role {
+    pub(super) fn on_member_sealed(&mut self, now: Time, from: NodeId, effects: &mut Effects) {
+        if let Role::Primary(primary) = &mut self.role
+            && let Some(peer) = primary.peers.0.get_mut(&from)
+        {
             primary.membership.bump = true;
+            // What it was sent since it promised, it has refused.
+            (peer.sealed, peer.synced) = (true, false);
         }
         self.reconsider(now, effects);
     }
@@ -472,16 +518,22 @@ impl Replica {
         let config = &self.meta.config;
         let lost =
             |node: &NodeId| primary.peers.0.get(node).is_some_and(|peer| peer.is_lost(self.is_refused(*node), now));
+        let broken = |node: &NodeId| self.is_up(*node) && primary.peers.0.get(node).is_some_and(|peer| peer.broken);
         let mut members: Vec<NodeId> = config.members.iter().copied().filter(|node| !lost(node)).collect();
-        let mut candidates = Vec::new();
-        for node in &config.candidates {
-            match primary.peers.0.get(node) {
-                Some(peer) if peer.join == Some(Join::Joining) && primary.resolved => members.push(*node),
-                Some(peer) if now.since(peer.heard) < CANDIDATE_SILENCE => candidates.push(*node),
-                _ => {}
-            }
-        }
-        let room = usize::from(config.copies).saturating_sub(members.len() + candidates.len());
+        // A member that lacks something becomes whole again as a candidate (I9).
+        let mut candidates: Vec<NodeId> = config.members.iter().copied().filter(broken).collect();
+        let copies = usize::from(config.copies);
+        let known = |node: &NodeId| primary.peers.0.get(node);
+        let joins = |node: &&NodeId| known(node).is_some_and(|peer| peer.join == Some(Join::Joining));
+        let holds_all = config.candidates.iter().filter(joins).filter(|_| primary.resolved);
+        let free = copies.saturating_sub(members.len());
+        members.extend(holds_all.take(free));
+        let alive = |node: &&NodeId| known(node).is_some_and(|peer| now.since(peer.heard) < CANDIDATE_SILENCE);
+        let waiting: Vec<NodeId> =
+            config.candidates.iter().filter(|node| !members.contains(node)).filter(alive).copied().collect();
+        let free = copies.saturating_sub(members.len() + candidates.len());
+        candidates.extend(waiting.into_iter().take(free));
+        let room = copies.saturating_sub(members.len() + candidates.len());
         let taken = |node: &NodeId| members.contains(node) || candidates.contains(node);
         let new: Vec<NodeId> =
             primary.membership.enlist.iter().copied().filter(|node| !taken(node)).take(room).collect();
@@ -491,12 +543,21 @@ impl Replica {
     }
 
     pub(super) fn primary_decided(&mut self, now: Time, decision: Decision, effects: &mut Effects) {
+        let known = match &decision {
+            Decision::Installed(config) | Decision::Conflict(config) => !epoch::supersedes(config, &self.meta.config),
+            Decision::Denied(..) | Decision::Unknown(_) => false,
+        };
         let Role::Primary(primary) = &mut self.role else { return };
+        if known {
+            // The answer to a proposal that was sent twice.
+            return;
+        }
         let proposed = primary.membership.proposal.take().map(|(config, _)| config);
+        let is_own =
+            |config: &Config| config.primary == self.node && proposed.as_ref().is_some_and(|p| is_like(p, config));
         match decision {
-            Decision::Installed(config)
-                if proposed.is_some_and(|p| p.epoch == config.epoch) && config.primary == self.node =>
-            {
+            // A conflict with the own proposal: the first answer was lost.
+            Decision::Installed(config) | Decision::Conflict(config) if is_own(&config) => {
                 self.go_on(now, config, effects);
             }
             Decision::Installed(config) | Decision::Conflict(config) => self.learn(now, config, effects),
@@ -504,9 +565,21 @@ impl Replica {
                 primary.membership.not_before = now + ASK_AGAIN;
                 primary.membership.enlist.clear();
                 self.end_unused_permit(effects);
+                self.doubt_the_lost(now);
                 self.learn(now, config, effects);
             }
             Decision::Unknown(_) => primary.membership.not_before = now + ASK_AGAIN,
+        }
+    }
+
+    /// Members that may not be left out are asked anew where they stand.
+    fn doubt_the_lost(&mut self, now: Time) {
+        let refused: Vec<NodeId> = self.meta.config.members.iter().copied().filter(|n| self.is_refused(*n)).collect();
+        let Role::Primary(primary) = &mut self.role else { return };
+        for (node, peer) in &mut primary.peers.0 {
+            if peer.join.is_none() && peer.is_lost(refused.contains(node), now) {
+                (peer.synced, peer.broken) = (false, false);
+            }
         }
     }
 
@@ -519,7 +592,8 @@ impl Replica {
         primary.peers.follow(&self.meta.config, self.node, now);
         let plans = &mut primary.membership;
         plans.bump = false;
-        plans.enlist.clear();
+        let config = &self.meta.config;
+        plans.enlist.retain(|node| !config.is_member(*node) && !config.is_candidate(*node));
         plans.awaited = Some(epoch);
         self.end_unused_permit(effects);
         // I2: nothing is acknowledged in the new epoch before it is durable here (`on_begun`).
@@ -535,4 +609,11 @@ impl Replica {
         }
         self.want_peers(effects);
     }
+}
+
+/// Whether the authority has installed what was proposed; the rest of a configuration is filled in by it.
+fn is_like(proposed: &Config, installed: &Config) -> bool {
+    epoch::is_current(proposed.epoch, installed)
+        && proposed.members == installed.members
+        && proposed.candidates == installed.candidates
 }

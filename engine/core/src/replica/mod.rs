@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 
 use crate::config::Config;
 use crate::epoch;
-use crate::ids::{NodeId, SegmentId, Seq};
+use crate::ids::{Epoch, NodeId, SegmentId, Seq};
 use crate::lease::Granted;
 use crate::message::{Decision, Op, Outcome, Peer, Refusal, Reply, Request};
 use crate::random::Random;
@@ -102,7 +102,10 @@ impl Replica {
         let log = log::Log::new(commit, tail);
         let durable = log.last();
         let random = Random::new(seed ^ crate::random::mix(segment.to_u64() ^ u64::from(node.0)));
-        let (links, granted) = (BTreeMap::new(), Granted::default());
+        // Where nothing was ever written there is nothing stale to read.
+        let blank = log.last() == Seq(0);
+        let granted = if blank { Granted::default() } else { Granted::forgotten(now) };
+        let links = BTreeMap::new();
         Self { node, segment, meta, log, durable, writing_since: None, links, role, granted, grace, random }
     }
 
@@ -173,9 +176,11 @@ impl Replica {
             Peer::Invite { config } => self.on_invite(now, from, config, effects),
             Peer::Held { epoch: _, standing } => self.on_held(now, from, standing, effects),
             Peer::Stream { epoch, first } => self.on_stream(now, from, epoch, first, effects),
-            Peer::CopyList { above, from: first, .. } => self.on_copy_list(from, above, first, effects),
-            Peer::CopyPage { from: first, listed, next, .. } => {
-                self.on_copy_page(now, from, first, &listed, next, effects);
+            Peer::CopyList { stream, above, from: first, .. } => {
+                self.on_copy_list(from, stream, above, first, effects);
+            }
+            Peer::CopyPage { stream, from: first, listed, next, .. } => {
+                self.on_copy_page(now, from, (stream, first), &listed, next, effects);
             }
             Peer::CopyGet { extent, .. } => self.on_copy_get(from, extent, effects),
             Peer::CopyData { copy, .. } => self.on_copy_data(now, from, copy, effects),
@@ -233,6 +238,8 @@ impl Replica {
 
     fn on_durable(&mut self, now: Time, durable: Durable, effects: &mut Effects) {
         match durable {
+            // I9: of a log that another one has replaced since; it says nothing about this one.
+            Durable::Log { epoch, .. } if epoch::log_is_behind(epoch, self.log_at_work()) => {}
             Durable::Log { epoch: _, durable } => {
                 self.durable = self.durable.max(durable.min(self.log.last()));
                 if self.durable >= self.log.last() {
@@ -245,7 +252,7 @@ impl Replica {
             Durable::Promise(epoch) => self.on_own_promise(now, epoch, effects),
             Durable::Begun(epoch) => self.on_begun(now, epoch, effects),
             Durable::Copied(extent, stamp) => self.on_copied(now, extent, stamp, effects),
-            Durable::Joining(epoch) => self.on_joining(epoch, effects),
+            Durable::Joining { first, .. } => self.on_joining(first, effects),
         }
     }
 
@@ -269,14 +276,18 @@ impl Replica {
         if config.primary == self.node && config.is_member(self.node) && self.is_trusted() {
             return self.begin(now, config, crate::limits::LEASE, effects);
         }
+        let stays = config.is_member(self.node) || config.is_candidate(self.node);
+        // I5: whoever holds everything acknowledged keeps it, and may be elected, until a later epoch commits.
+        let trusted = self.is_trusted() && (stays || config.electable.contains(&self.node));
+        let stops = self.meta.config.may_commit() && !config.may_commit();
+        let copying = config.is_candidate(self.node) && matches!(self.role, Role::Candidate(_)) && !stops;
         self.adopt_config(config);
-        let role = if self.meta.config.is_member(self.node) && self.is_trusted() {
-            Role::Follower(follower::Follower::new(now))
-        } else {
+        if trusted && !copying {
+            self.role = Role::Follower(follower::Follower::new(now));
+        } else if !copying {
             self.lose_membership();
-            Role::Stale
-        };
-        self.role = role;
+            self.role = Role::Stale;
+        }
         self.log_state(effects);
         self.want_peers(effects);
     }
@@ -298,6 +309,19 @@ impl Replica {
     /// Whether its log may count in an election or a commit.
     const fn is_trusted(&self) -> bool {
         matches!(self.meta.standing, Standing::Member | Standing::Joining { .. })
+    }
+
+    /// Whether the own device keeps up: who cannot write does not say that all is well (I8).
+    fn is_healthy(&self, now: Time) -> bool {
+        self.writing_since.is_none_or(|since| now.since(since) < crate::limits::PREPARE_DEADLINE)
+    }
+
+    /// The log that is written to now.
+    fn log_at_work(&self) -> Epoch {
+        match &self.role {
+            Role::Candidate(catch_up) => catch_up.common(),
+            _ => self.meta.log_epoch,
+        }
     }
 
     fn state_record(&self) -> Record {

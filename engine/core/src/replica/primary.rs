@@ -58,6 +58,7 @@ impl Replica {
         // The own log becomes the common one; every other member's tail gives way to it (I9).
         self.meta.log_epoch = epoch;
         self.meta.standing = crate::record::Standing::Member;
+        self.writing_since = Some(now);
         let peers = Peers::new(&self.meta.config, self.node, now);
         self.role = Role::Primary(alloc::boxed::Box::new(Primary {
             began_with: self.log.last(),
@@ -86,11 +87,16 @@ impl Replica {
 
     /// The record of the epoch at work is durable: now its acknowledgements may be given (I2).
     pub(super) fn on_begun(&mut self, now: Time, epoch: Epoch, effects: &mut Effects) {
-        let Role::Primary(primary) = &mut self.role else { return };
+        let last = self.log.last();
+        let Role::Primary(primary) = &mut self.role else {
+            self.writing_since = None;
+            return;
+        };
         if primary.membership.awaited == Some(epoch) {
             primary.membership.awaited = None;
             // Persists become durable in order: what was in the log before the epoch began is durable too.
             self.durable = self.durable.max(primary.began_with);
+            self.writing_since = (self.durable < last).then_some(now);
             self.primary_advance(now, effects);
         }
     }
@@ -262,21 +268,24 @@ impl Replica {
         if !self.leases_hold(now) {
             return;
         }
-        let may_commit = self.meta.config.may_commit();
+        let (commit, epoch) = (self.log.commit(), self.meta.config.epoch);
         let Role::Primary(primary) = &mut self.role else { return };
         if !primary.resolved || primary.reads.is_empty() {
             return;
         }
+        let undecided = commit < primary.began_with;
         let waiting = core::mem::take(&mut primary.reads);
         let mut kept = VecDeque::new();
         for asked in waiting {
             let (Op::Read { block, count } | Op::Allocation { block, count }) = asked.request.op else { continue };
-            // I5: where nothing commits, a block with an undecided write has no value to show.
-            if !may_commit && self.log.touches(block, count) {
+            // I5: what this epoch began with may have been acknowledged by an earlier one; until it is committed here, a
+            // block it touches has no value to show.
+            if undecided && self.log.touches(block, count) {
                 kept.push_back(asked);
                 continue;
             }
-            let purpose = ReadPurpose { client: asked.client, request: asked.request };
+            // The epoch it is read in comes back with the answer.
+            let purpose = ReadPurpose { client: asked.client, request: Request { epoch, ..asked.request } };
             effects.push(match purpose.request.op {
                 Op::Allocation { .. } => Effect::Allocation { block, count, purpose },
                 _ => Effect::Read { block, count, purpose },
@@ -326,11 +335,16 @@ impl Replica {
             self.reply(client, &request, Outcome::Refused(Refusal::Fenced(generation)), effects);
         } else if request.session < primary.session {
             self.reply(client, &request, Outcome::Refused(Refusal::OldSession), effects);
-        } else if self.leases_hold(now) && primary.resolved {
+        } else if self.leases_hold(now) && primary.resolved && !self.is_of_the_past(&request) {
             self.reply(client, &request, outcome, effects);
         } else {
             self.queue_request(Asked { client, request }, effects);
         }
+    }
+
+    /// Read by an earlier turn as primary: others may have led in between.
+    fn is_of_the_past(&self, request: &Request) -> bool {
+        crate::epoch::log_is_behind(request.epoch, self.meta.log_epoch)
     }
 
     pub(super) fn on_client_gone(&mut self, client: ClientRef) {

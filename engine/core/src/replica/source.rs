@@ -8,11 +8,18 @@ use crate::record::ExtentCopy;
 use crate::time::Time;
 
 impl Replica {
-    pub(super) fn on_copy_list(&self, from: NodeId, above: Seq, first: ExtentIndex, effects: &mut Effects) {
+    pub(super) fn on_copy_list(
+        &self,
+        from: NodeId,
+        stream: Seq,
+        above: Seq,
+        first: ExtentIndex,
+        effects: &mut Effects,
+    ) {
         // Before that point a change could be neither in the list nor in the live stream; the candidate asks again.
-        let complete = self.streams_from(from).is_some_and(|stream| self.log.commit().next() >= stream);
+        let complete = self.streams_from(from) == Some(stream) && self.log.commit().next() >= stream;
         if self.is_serving() && complete {
-            effects.push(Effect::List { purpose: ListPurpose::Peer(from), above, from: first });
+            effects.push(Effect::List { purpose: ListPurpose::Peer { node: from, stream }, above, from: first });
         }
     }
 
@@ -32,9 +39,9 @@ impl Replica {
         effects: &mut Effects,
     ) {
         match purpose {
-            ListPurpose::Peer(node) => {
+            ListPurpose::Peer { node, stream } => {
                 let epoch = self.meta.config.epoch;
-                effects.send_bulk(node, Peer::CopyPage { epoch, from, listed, next });
+                effects.send_bulk(node, Peer::CopyPage { epoch, stream, from, listed, next });
             }
             ListPurpose::Own => self.on_own_listed(now, &listed, next, effects),
         }
