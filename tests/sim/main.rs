@@ -6,11 +6,13 @@
 
 mod checkers;
 mod client;
+mod conns;
 mod disk;
 mod faults;
 mod load;
 mod network;
 mod node;
+mod seat;
 mod stories;
 mod swarm;
 mod world;

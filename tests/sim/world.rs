@@ -7,21 +7,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use engine::device::memory::Disk;
-use engine_core::authority::io::{Answer, Call, CallId, Effect, Effects, Input, SessionRef};
-use engine_core::authority::records::{Key, RecordChange, StoredRecord, Value};
-use engine_core::authority::{Authority, Setup};
-use engine_core::config::Config;
-use engine_core::ids::{BootId, NodeId, Revision, SegmentId};
-use engine_core::limits::{AUTHORITY_TICK, REPORT_EVERY, TICK};
+use engine_core::authority::Authority;
+use engine_core::authority::io::{Answer, CallId, Input, SessionRef};
+use engine_core::authority::records::{Key, StoredRecord};
+use engine_core::ids::NodeId;
+use engine_core::limits::{AUTHORITY_TICK, TICK};
 use engine_core::message::{FromAuthority, Lane, NodeAddress, PeerMessage, Registration, Reply, Request, ToAuthority};
 use engine_core::random::Random;
 use engine_core::replica::io::ClientRef;
 use engine_core::time::{Span, Time};
 
-use crate::checkers::{self, History};
+use crate::checkers::History;
 use crate::client::Client;
 use crate::network::Network;
-use crate::node::{self, CLUSTER, Heard, Out, Process};
+use crate::node::{self, Heard, Out, Process};
 
 /// What is going to happen.
 #[derive(Debug)]
@@ -98,7 +97,7 @@ pub(crate) struct Place {
     pub(crate) paused: Option<Vec<Heard>>,
     /// The host answers for a process that is gone.
     pub(crate) refuses: bool,
-    session: Option<SessionRef>,
+    pub(crate) session: Option<SessionRef>,
     pub(crate) disk_slow: Span,
     disk_due: bool,
     want: BTreeSet<NodeId>,
@@ -117,11 +116,11 @@ pub(crate) struct Seat {
     pub(crate) machine: Option<Authority>,
     pub(crate) records: BTreeMap<Key, StoredRecord>,
     pub(crate) sessions: BTreeMap<SessionRef, (NodeId, u64)>,
-    last_session: u64,
-    life: u64,
+    pub(crate) last_session: u64,
+    pub(crate) life: u64,
     pub(crate) cut: BTreeSet<NodeId>,
     pub(crate) answers: BTreeMap<CallId, Result<Answer, String>>,
-    last_call: u64,
+    pub(crate) last_call: u64,
     /// Replies on proposals are lost.
     pub(crate) mute_decisions: bool,
 }
@@ -135,10 +134,10 @@ pub(crate) struct World {
     pub(crate) network: Network,
     pub(crate) seat: Seat,
     pub(crate) client: Option<Client>,
-    conns: BTreeMap<ClientRef, (NodeId, u64)>,
-    conn_of: BTreeMap<NodeId, ClientRef>,
-    last_conn: u64,
-    conn_busy: BTreeMap<ClientRef, (Time, Time)>,
+    pub(crate) conns: BTreeMap<ClientRef, (NodeId, u64)>,
+    pub(crate) conn_of: BTreeMap<NodeId, ClientRef>,
+    pub(crate) last_conn: u64,
+    pub(crate) conn_busy: BTreeMap<ClientRef, (Time, Time)>,
     pub(crate) client_cut: BTreeSet<NodeId>,
     pub(crate) history: History,
     pub(crate) peeked: BTreeMap<NodeId, Vec<u64>>,
@@ -225,7 +224,7 @@ impl World {
         self.at(self.now + span, event);
     }
 
-    fn at(&mut self, time: Time, event: Event) {
+    pub(crate) fn at(&mut self, time: Time, event: Event) {
         self.number += 1;
         self.queue.insert((time.max(self.now), self.number), event);
     }
@@ -316,7 +315,7 @@ impl World {
 
     // ---- nodes
 
-    fn on_node(&mut self, node: NodeId, life: u64, heard: Heard) {
+    pub(crate) fn on_node(&mut self, node: NodeId, life: u64, heard: Heard) {
         let now = self.now;
         let Some(place) = self.places.get_mut(&node).filter(|place| place.life == life) else { return };
         let ticks = matches!(heard, Heard::Tick);
@@ -479,242 +478,5 @@ impl World {
         if !first {
             self.on_node(node, life, Heard::Tick);
         }
-    }
-
-    // ---- the authority
-
-    /// Starts the authority, over its records.
-    pub(crate) fn start_authority(&mut self) {
-        let seed = self.random.next_u64();
-        let setup = Setup { now: self.now, cluster: CLUSTER, grace: self.grace, seed, accept_older: false };
-        let records = self.seat.records.values().cloned().collect();
-        self.seat.machine = Some(Authority::restore(records, &setup).expect("its own records"));
-        self.seat.life += 1;
-        let life = self.seat.life;
-        self.after(Span(1), Event::AuthorityTick(life));
-    }
-
-    /// The authority's process is gone; its records stay.
-    pub(crate) fn stop_authority(&mut self) {
-        self.seat.machine = None;
-        let sessions = std::mem::take(&mut self.seat.sessions);
-        for (node, life) in sessions.into_values() {
-            self.register_soon(node, life);
-        }
-    }
-
-    pub(crate) fn register_soon(&mut self, node: NodeId, life: u64) {
-        let wait = Span(self.random.between(1_000_000, 300_000_000));
-        self.after(wait, Event::Register { node, life });
-    }
-
-    /// A node's connection to the authority breaks.
-    pub(crate) fn drop_session(&mut self, node: NodeId) {
-        let Some(session) = self.places.get_mut(&node).and_then(|place| place.session.take()) else { return };
-        if let Some((node, life)) = self.seat.sessions.remove(&session) {
-            self.tell_authority(Input::Gone(session));
-            self.register_soon(node, life);
-        }
-    }
-
-    fn on_register(&mut self, node: NodeId, life: u64) {
-        let cut = self.seat.machine.is_none() || self.seat.cut.contains(&node);
-        let Some(place) = self.places.get_mut(&node).filter(|place| place.life == life) else { return };
-        let Some(process) = &place.process else { return };
-        if cut || place.paused.is_some() {
-            return self.register_soon(node, life);
-        }
-        self.seat.last_session += 1;
-        let session = SessionRef(self.seat.last_session);
-        place.session = Some(session);
-        self.seat.sessions.insert(session, (node, life));
-        let address = NodeAddress { node, primary: format!("{node}:1"), replication: format!("{node}:2"), shards: 1 };
-        let registration = Registration {
-            address,
-            zone: place.zone.clone(),
-            device: process.superblock.device,
-            boot: process.superblock.boot,
-            capacity: engine::store::Store::space(&process.store).capacity,
-            revision: Revision(0),
-        };
-        let boot = BootId(u128::from(life));
-        self.tell_authority(Input::Register { session, boot, registration });
-        let part = self.places[&node].process.as_ref().map(Process::replicas).unwrap_or_default();
-        self.after(Span(300_000), Event::ToAuthority { session, message: ToAuthority::Replicas { part, last: true } });
-        self.after(Span(400_000), Event::Report { node, session });
-    }
-
-    fn on_report(&mut self, node: NodeId, session: SessionRef) {
-        let place = &self.places[&node];
-        if place.session != Some(session) || !self.seat.sessions.contains_key(&session) {
-            return;
-        }
-        if let (Some(process), None) = (&place.process, &place.paused) {
-            let message = ToAuthority::Report(process.report());
-            self.tell_authority(Input::Node { session, message });
-        }
-        self.after(REPORT_EVERY, Event::Report { node, session });
-    }
-
-    pub(crate) fn tell_authority(&mut self, input: Input) {
-        let Some(machine) = &mut self.seat.machine else { return };
-        let mut effects = Effects::new();
-        machine.handle(self.now, input, &mut effects);
-        let list: Vec<Effect> = effects.drain().collect();
-        for effect in list {
-            match effect {
-                Effect::Save(changes) => self.save(changes),
-                Effect::Accept { .. } => {}
-                Effect::Refuse { session, reason } => panic!("{session:?} is refused: {reason}"),
-                Effect::Send { to, message } => self.from_authority(to, message),
-                Effect::Answer { call, result } => {
-                    let result = result.map_err(|error| format!("{error}"));
-                    self.seat.answers.insert(call, result);
-                }
-                Effect::Log(line) => {
-                    if self.print {
-                        eprintln!("{:>12.6} authority: {line}", self.now.0 as f64 / 1e9);
-                    }
-                }
-            }
-        }
-    }
-
-    fn from_authority(&mut self, to: NodeId, message: FromAuthority) {
-        if self.seat.mute_decisions && matches!(message, FromAuthority::Decided(_)) {
-            return;
-        }
-        let Some(session) = self.places.get(&to).and_then(|place| place.session) else { return };
-        if self.seat.sessions.contains_key(&session) {
-            self.after(Span(200_000), Event::FromAuthority { session, message });
-        }
-    }
-
-    fn save(&mut self, changes: Vec<RecordChange>) {
-        for RecordChange { key, expected, value } in changes {
-            let version = self.seat.records.get(&key).map_or(0, |record| record.version);
-            assert_eq!(version, expected, "a compare-and-swap of {key} failed");
-            let Some(value) = value else {
-                self.seat.records.remove(&key);
-                continue;
-            };
-            if let Value::Segment(record) = &value {
-                let old = self.seat.records.get(&key).and_then(|old| match &old.value {
-                    Value::Segment(old) => Some(&old.config),
-                    _ => None,
-                });
-                checkers::follows(old, &record.config);
-            }
-            self.seat.records.insert(key, StoredRecord { key, version: version + 1, value });
-        }
-    }
-
-    /// Asks the authority, and waits for its answer.
-    pub(crate) fn call(&mut self, request: Call, limit: Span) -> Result<Answer, String> {
-        self.seat.last_call += 1;
-        let call = CallId(self.seat.last_call);
-        self.tell_authority(Input::Call { call, request });
-        let answered = self.until(limit, |world| world.seat.answers.contains_key(&call));
-        assert!(answered, "no answer within {limit:?}");
-        self.seat.answers.remove(&call).expect("just seen")
-    }
-
-    /// The configuration of a segment.
-    pub(crate) fn config(&self, segment: SegmentId) -> Config {
-        match self.seat.records.get(&Key::Segment(segment)).map(|record| &record.value) {
-            Some(Value::Segment(record)) => record.config.clone(),
-            _ => panic!("no segment {segment}"),
-        }
-    }
-
-    pub(crate) fn all_segments(&self) -> Vec<SegmentId> {
-        let segment = |key: &Key| if let Key::Segment(segment) = key { Some(*segment) } else { None };
-        self.seat.records.keys().filter_map(segment).collect()
-    }
-
-    // ---- the client
-
-    fn on_client_tick(&mut self) {
-        let now = self.now;
-        if let Some(mut load) = self.load.take() {
-            load.step(self);
-            self.load.get_or_insert(load);
-        }
-        if let Some(client) = &mut self.client {
-            client.on_tick(now);
-        }
-        self.flush_client();
-        self.after(Span::millis(2), Event::ClientTick);
-    }
-
-    pub(crate) fn flush_client(&mut self) {
-        let Some(client) = &mut self.client else { return };
-        for (to, request) in std::mem::take(&mut client.sends) {
-            self.send_request(to, request);
-        }
-    }
-
-    pub(crate) fn send_request(&mut self, to: NodeId, request: Request) {
-        let Some(place) = self.places.get(&to) else { return };
-        let life = place.life;
-        let known = self.conn_of.get(&to).copied().filter(|c| self.conns.get(c) == Some(&(to, life)));
-        let Some(conn) = known.or_else(|| self.connect_client(to)) else {
-            let delay = Span(self.random.between(1_000_000, 20_000_000));
-            return self.after(delay, Event::ConnLost { conn: ClientRef(0), node: to });
-        };
-        let delay = Span(self.random.between(30_000, 300_000));
-        let (busy, _) = self.conn_busy.entry(conn).or_default();
-        *busy = (*busy).max(self.now + delay);
-        let at = *busy;
-        self.at(at, Event::Node { node: to, life, heard: Heard::Client { client: conn, request } });
-    }
-
-    fn connect_client(&mut self, to: NodeId) -> Option<ClientRef> {
-        let place = self.places.get(&to).filter(|place| place.process.is_some())?;
-        if self.client_cut.contains(&to) {
-            return None;
-        }
-        self.last_conn += 1;
-        let conn = ClientRef(self.last_conn);
-        self.conns.insert(conn, (to, place.life));
-        self.conn_of.insert(to, conn);
-        self.conn_busy.insert(conn, (self.now, self.now));
-        Some(conn)
-    }
-
-    /// The client's connection to a node breaks.
-    pub(crate) fn drop_conn(&mut self, node: NodeId) {
-        let Some(conn) = self.conn_of.remove(&node) else { return };
-        if let Some((node, life)) = self.conns.remove(&conn) {
-            let delay = Span(self.random.between(100_000, 2_000_000));
-            self.after(delay, Event::Node { node, life, heard: Heard::ClientGone(conn) });
-        }
-        let delay = Span(self.random.between(100_000, 2_000_000));
-        self.after(delay, Event::ConnLost { conn, node });
-    }
-
-    fn client_lost(&mut self, node: NodeId) {
-        let now = self.now;
-        if let Some(client) = &mut self.client {
-            client.on_lost(now, node);
-        }
-        self.flush_client();
-    }
-
-    fn on_reply(&mut self, conn: ClientRef, reply: Reply) {
-        let Some((node, _)) = self.conns.get(&conn).copied() else { return };
-        if reply.request.0 == u64::MAX {
-            if let engine_core::message::Outcome::Data(blocks) = &reply.outcome {
-                let first = u32::try_from(reply.session.0).expect("a block");
-                let got = crate::client::versions(first, blocks);
-                self.peeked.entry(node).or_default().extend(got);
-            }
-            return;
-        }
-        let now = self.now;
-        if let Some(client) = &mut self.client {
-            client.on_reply(now, node, reply, &mut self.history);
-        }
-        self.flush_client();
     }
 }

@@ -102,9 +102,9 @@ impl Replica {
         let log = log::Log::new(commit, tail);
         let durable = log.last();
         let random = Random::new(seed ^ crate::random::mix(segment.to_u64() ^ u64::from(node.0)));
-        // Where nothing was ever written there is nothing stale to read.
-        let blank = log.last() == Seq(0);
-        let granted = if blank { Granted::default() } else { Granted::forgotten(now) };
+        // Where nothing was ever written there is nothing stale to read; where nobody else is, nobody else leads.
+        let harmless = log.last() == Seq(0) || meta.config.members == [node];
+        let granted = if harmless { Granted::default() } else { Granted::forgotten(now) };
         let links = BTreeMap::new();
         Self { node, segment, meta, log, durable, writing_since: None, links, role, granted, grace, random }
     }

@@ -1,0 +1,165 @@
+//! The authority's seat in the world: the production machine, its records, and the nodes' sessions with it.
+
+use engine_core::authority::io::{Answer, Call, CallId, Effect, Effects, Input, SessionRef};
+use engine_core::authority::records::{Key, RecordChange, StoredRecord, Value};
+use engine_core::authority::{Authority, Setup};
+use engine_core::config::Config;
+use engine_core::ids::{BootId, NodeId, Revision, SegmentId};
+use engine_core::limits::REPORT_EVERY;
+use engine_core::message::{FromAuthority, NodeAddress, Registration, ToAuthority};
+use engine_core::time::Span;
+
+use crate::checkers;
+use crate::node::{CLUSTER, Process};
+use crate::world::{Event, World};
+
+impl World {
+    /// Starts the authority, over its records.
+    pub(crate) fn start_authority(&mut self) {
+        let seed = self.random.next_u64();
+        let setup = Setup { now: self.now, cluster: CLUSTER, grace: self.grace, seed, accept_older: false };
+        let records = self.seat.records.values().cloned().collect();
+        self.seat.machine = Some(Authority::restore(records, &setup).expect("its own records"));
+        self.seat.life += 1;
+        let life = self.seat.life;
+        self.after(Span(1), Event::AuthorityTick(life));
+    }
+
+    /// The authority's process is gone; its records stay.
+    pub(crate) fn stop_authority(&mut self) {
+        self.seat.machine = None;
+        let sessions = std::mem::take(&mut self.seat.sessions);
+        for (node, life) in sessions.into_values() {
+            self.register_soon(node, life);
+        }
+    }
+
+    pub(crate) fn register_soon(&mut self, node: NodeId, life: u64) {
+        let wait = Span(self.random.between(1_000_000, 300_000_000));
+        self.after(wait, Event::Register { node, life });
+    }
+
+    /// A node's connection to the authority breaks.
+    pub(crate) fn drop_session(&mut self, node: NodeId) {
+        let Some(session) = self.places.get_mut(&node).and_then(|place| place.session.take()) else { return };
+        if let Some((node, life)) = self.seat.sessions.remove(&session) {
+            self.tell_authority(Input::Gone(session));
+            self.register_soon(node, life);
+        }
+    }
+
+    pub(crate) fn on_register(&mut self, node: NodeId, life: u64) {
+        let cut = self.seat.machine.is_none() || self.seat.cut.contains(&node);
+        let Some(place) = self.places.get_mut(&node).filter(|place| place.life == life) else { return };
+        let Some(process) = &place.process else { return };
+        if cut || place.paused.is_some() {
+            return self.register_soon(node, life);
+        }
+        self.seat.last_session += 1;
+        let session = SessionRef(self.seat.last_session);
+        place.session = Some(session);
+        self.seat.sessions.insert(session, (node, life));
+        let address = NodeAddress { node, primary: format!("{node}:1"), replication: format!("{node}:2"), shards: 1 };
+        let registration = Registration {
+            address,
+            zone: place.zone.clone(),
+            device: process.superblock.device,
+            boot: process.superblock.boot,
+            capacity: engine::store::Store::space(&process.store).capacity,
+            revision: Revision(0),
+        };
+        let boot = BootId(u128::from(life));
+        self.tell_authority(Input::Register { session, boot, registration });
+        let part = self.places[&node].process.as_ref().map(Process::replicas).unwrap_or_default();
+        self.after(Span(300_000), Event::ToAuthority { session, message: ToAuthority::Replicas { part, last: true } });
+        self.after(Span(400_000), Event::Report { node, session });
+    }
+
+    pub(crate) fn on_report(&mut self, node: NodeId, session: SessionRef) {
+        let place = &self.places[&node];
+        if place.session != Some(session) || !self.seat.sessions.contains_key(&session) {
+            return;
+        }
+        if let (Some(process), None) = (&place.process, &place.paused) {
+            let message = ToAuthority::Report(process.report());
+            self.tell_authority(Input::Node { session, message });
+        }
+        self.after(REPORT_EVERY, Event::Report { node, session });
+    }
+
+    pub(crate) fn tell_authority(&mut self, input: Input) {
+        let Some(machine) = &mut self.seat.machine else { return };
+        let mut effects = Effects::new();
+        machine.handle(self.now, input, &mut effects);
+        let list: Vec<Effect> = effects.drain().collect();
+        for effect in list {
+            match effect {
+                Effect::Save(changes) => self.save(changes),
+                Effect::Accept { .. } => {}
+                Effect::Refuse { session, reason } => panic!("{session:?} is refused: {reason}"),
+                Effect::Send { to, message } => self.from_authority(to, message),
+                Effect::Answer { call, result } => {
+                    let result = result.map_err(|error| format!("{error}"));
+                    self.seat.answers.insert(call, result);
+                }
+                Effect::Log(line) => {
+                    if self.print {
+                        eprintln!("{:>12.6} authority: {line}", self.now.0 as f64 / 1e9);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn from_authority(&mut self, to: NodeId, message: FromAuthority) {
+        if self.seat.mute_decisions && matches!(message, FromAuthority::Decided(_)) {
+            return;
+        }
+        let Some(session) = self.places.get(&to).and_then(|place| place.session) else { return };
+        if self.seat.sessions.contains_key(&session) {
+            self.after(Span(200_000), Event::FromAuthority { session, message });
+        }
+    }
+
+    pub(crate) fn save(&mut self, changes: Vec<RecordChange>) {
+        for RecordChange { key, expected, value } in changes {
+            let version = self.seat.records.get(&key).map_or(0, |record| record.version);
+            assert_eq!(version, expected, "a compare-and-swap of {key} failed");
+            let Some(value) = value else {
+                self.seat.records.remove(&key);
+                continue;
+            };
+            if let Value::Segment(record) = &value {
+                let old = self.seat.records.get(&key).and_then(|old| match &old.value {
+                    Value::Segment(old) => Some(&old.config),
+                    _ => None,
+                });
+                checkers::follows(old, &record.config);
+            }
+            self.seat.records.insert(key, StoredRecord { key, version: version + 1, value });
+        }
+    }
+
+    /// Asks the authority, and waits for its answer.
+    pub(crate) fn call(&mut self, request: Call, limit: Span) -> Result<Answer, String> {
+        self.seat.last_call += 1;
+        let call = CallId(self.seat.last_call);
+        self.tell_authority(Input::Call { call, request });
+        let answered = self.until(limit, |world| world.seat.answers.contains_key(&call));
+        assert!(answered, "no answer within {limit:?}");
+        self.seat.answers.remove(&call).expect("just seen")
+    }
+
+    /// The configuration of a segment.
+    pub(crate) fn config(&self, segment: SegmentId) -> Config {
+        match self.seat.records.get(&Key::Segment(segment)).map(|record| &record.value) {
+            Some(Value::Segment(record)) => record.config.clone(),
+            _ => panic!("no segment {segment}"),
+        }
+    }
+
+    pub(crate) fn all_segments(&self) -> Vec<SegmentId> {
+        let segment = |key: &Key| if let Key::Segment(segment) = key { Some(*segment) } else { None };
+        self.seat.records.keys().filter_map(segment).collect()
+    }
+}
