@@ -7,7 +7,6 @@
 mod checkers;
 mod client;
 mod conns;
-mod disk;
 mod faults;
 mod load;
 mod network;

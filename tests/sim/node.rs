@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use engine::device::memory::Disk;
+use engine::device::memory::{Disk, MemoryDevice};
 use engine::store::{self, Event, Geometry, ReadError, ShardStore, Store, Superblock, Ticket};
 use engine_core::ids::{BootCount, ClusterId, DeviceId, Incarnation, NodeId, SegmentId, Seq};
 use engine_core::limits::{COPY_PAGE, EXTENT_SIZE, WAL_SIZE_MIN};
@@ -19,8 +19,6 @@ use engine_core::remirror::reservation::Reservations;
 use engine_core::replica::Replica;
 use engine_core::replica::io::{ClientRef, Effect, Effects, Input, ReadPurpose};
 use engine_core::time::{Span, Time};
-
-use crate::disk::SlowDevice;
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(7);
 
@@ -77,7 +75,7 @@ enum Waiting {
 /// One run of a node.
 pub(crate) struct Process {
     node: NodeId,
-    pub(crate) store: ShardStore<SlowDevice>,
+    pub(crate) store: ShardStore<MemoryDevice>,
     pub(crate) superblock: Superblock,
     found: Vec<Recovered>,
     pub(crate) serving: bool,
@@ -120,7 +118,9 @@ impl Process {
         let mut whole = disk.clone();
         let superblock = store::open(&mut whole, CLUSTER, node).expect("a formatted disk");
         let region = superblock.geometry.region(0);
-        let device = SlowDevice::new(disk, region.base, region.len);
+        let mut device = disk.device(region.base, region.len);
+        // Operations take time: the world finishes them one by one, in any order.
+        device.hold(true);
         let mut store = ShardStore::open(&mut whole, device, &superblock, 0).expect("a sound disk");
         let found = store.take_recovered();
         Self {

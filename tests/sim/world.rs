@@ -12,7 +12,7 @@ use engine_core::authority::io::{Answer, CallId, Input, SessionRef};
 use engine_core::authority::records::{Key, StoredRecord};
 use engine_core::ids::NodeId;
 use engine_core::limits::{AUTHORITY_TICK, TICK};
-use engine_core::message::{FromAuthority, Lane, NodeAddress, PeerMessage, Registration, Reply, Request, ToAuthority};
+use engine_core::message::{FromAuthority, Lane, PeerMessage, Reply, ToAuthority};
 use engine_core::random::Random;
 use engine_core::replica::io::ClientRef;
 use engine_core::time::{Span, Time};

@@ -28,6 +28,7 @@ mod follower;
 pub mod io;
 mod log;
 mod membership;
+mod peers;
 mod primary;
 mod source;
 

@@ -12,7 +12,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::io::{ClientRef, Durable, Effect, Effects, ReadPurpose};
-use super::membership::{Membership, Peers};
+use super::membership::Membership;
+use super::peers::Peers;
 use super::{Asked, Replica, Role};
 use crate::config::Config;
 use crate::ids::{BlockIndex, Epoch, Generation, NodeId, Seq, Session};
