@@ -197,8 +197,11 @@ impl Authority {
             effects.send(sender, FromAuthority::Decided(Decision::Unknown(segment)));
             return;
         };
+        let generation = self.books.volumes()[&segment.volume].generation;
+        // I2: whoever missed a decision may begin its epoch only now, when the attachment is another one already.
+        let known = Config { generation, ..current.config.clone() };
         if let Some(frozen) = &self.frozen {
-            let denied = Decision::Denied(current.config.clone(), format!("{frozen}"));
+            let denied = Decision::Denied(known, format!("{frozen}"));
             effects.send(sender, FromAuthority::Decided(denied));
             return;
         }
@@ -211,17 +214,17 @@ impl Authority {
                 wanted,
                 promised,
                 targets: &targets,
-                generation: self.books.volumes()[&segment.volume].generation,
+                generation,
                 in_touch: &|node| self.in_touch(now, node),
             })
         } else {
             Verdict::Conflict
         };
         let decision = match verdict {
-            Verdict::Conflict => Decision::Conflict(current.config.clone()),
+            Verdict::Conflict => Decision::Conflict(known),
             Verdict::Denied(reason) => {
                 effects.log(format!("segment {segment}: proposal of {sender} for {} denied: {reason}", wanted.epoch));
-                Decision::Denied(current.config.clone(), reason)
+                Decision::Denied(known, reason)
             }
             Verdict::Install(record, released) => {
                 let config = record.config.clone();

@@ -461,7 +461,7 @@ impl Replica {
 
     /// The same primary and log in the next epoch.
     fn go_on(&mut self, now: Time, config: Config, effects: &mut Effects) {
-        let before = core::mem::replace(&mut self.meta.config, config.clone());
+        let before = self.meta.config.clone();
         self.adopt_config(config);
         let epoch = self.meta.config.epoch;
         let Role::Primary(primary) = &mut self.role else { return };

@@ -302,8 +302,10 @@ impl Replica {
         self.meta.standing = Standing::Stale { base };
     }
 
-    fn adopt_config(&mut self, config: Config) {
+    fn adopt_config(&mut self, mut config: Config) {
         self.meta.promised = epoch::higher(self.meta.promised, config.epoch);
+        // I2: a fence heard of meanwhile outlives a configuration installed before it.
+        config.generation = config.generation.max(self.meta.config.generation);
         self.meta.config = config;
     }
 

@@ -253,7 +253,8 @@ impl Replica {
         let (segment, commit) = (self.segment, self.log.commit());
         let Role::Primary(primary) = &mut self.role else { return };
         let Some((generation, through)) = primary.fence else { return };
-        if primary.resolved && commit >= through {
+        // Nor before its epoch is durable: a restart would begin that epoch anew, with the generation it came with.
+        if primary.resolved && commit >= through && primary.membership.awaited.is_none() {
             primary.fence = None;
             effects.push(Effect::Authority(ToAuthority::FenceDone { segment, generation }));
         }

@@ -143,6 +143,29 @@ fn an_attach_follows_the_primary_through_an_election() {
 }
 
 #[test]
+fn a_decision_that_was_lost_is_told_with_the_attachment_of_now() {
+    let mut w = World::new(3);
+    w.volume("v", 1);
+    let before = w.segment(0);
+    let (primary, backup) = (before.members[0], before.members[1]);
+    // Installed, and its primary never hears of it: so it confirms the fence in the epoch before.
+    let Decision::Installed(lost) = propose(&mut w, 0, primary, &[primary, backup], &[]) else { panic!("shrunk") };
+    let call = w.call(Call::Attach("v".into(), AttachVolume { client: "me".into() }));
+    w.say(primary, ToAuthority::FenceDone { segment: lost.segment, generation: lost.generation.next() });
+    assert!(matches!(w.answer(call), Some(Ok(Answer::Map(_)))));
+    w.sent.clear();
+    let repeated = ToAuthority::Propose { expected: before.epoch, config: lost.clone(), promised: false };
+    w.say(primary, repeated);
+    let heard = w.heard(primary);
+    let Some(FromAuthority::Decided(Decision::Conflict(known))) = heard.first() else { panic!("{heard:?}") };
+    assert_eq!(
+        (known.epoch, known.generation),
+        (lost.epoch, lost.generation.next()),
+        "no way back behind the fence (I2)"
+    );
+}
+
+#[test]
 fn an_attach_nobody_confirms_names_the_segments() {
     let mut w = World::new(3);
     w.volume("v", 2);
