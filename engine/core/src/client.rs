@@ -367,6 +367,10 @@ impl Segment {
         if config.segment != self.id() || config.epoch < self.seen.max(self.config.epoch) {
             return;
         }
+        // I2: whoever says it, a newer attachment exists; also while nobody serves, everything fails at once.
+        if config.generation > self.generation {
+            return self.fence(config.generation, effects);
+        }
         let moved = config.primary != self.config.primary;
         self.seen = config.epoch;
         self.config = config;
