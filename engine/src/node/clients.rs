@@ -8,7 +8,7 @@ use engine_core::limits::OUTBOX_BYTES_MAX;
 
 use super::harbour::Harbour;
 use super::mail::{ClientMail, ShardBox};
-use crate::wire::{Link, Message, Outbox, WireError};
+use crate::wire::{Link, Message, Outbox, WireError, check_request};
 
 /// Serves a client until its connection ends; gives the reason.
 pub(crate) async fn serve(harbour: &Harbour, link: Link) -> WireError {
@@ -18,7 +18,11 @@ pub(crate) async fn serve(harbour: &Harbour, link: Link) -> WireError {
     let reason = loop {
         until_drained(&outbox).await;
         let request = match inbound.next().await {
-            Ok(Message::Request(request)) => request,
+            // Damaged on its way, it is neither ordered nor answered: the client sends it again over a new connection.
+            Ok(Message::Request(request)) => match check_request(&request) {
+                Ok(()) => request,
+                Err(damaged) => break damaged.into(),
+            },
             Ok(_) => break WireError::Unwelcome("a client sends requests and nothing else".into()),
             Err(error) => break error,
         };

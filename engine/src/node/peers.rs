@@ -33,7 +33,11 @@ pub(crate) async fn receive(harbour: &Harbour, from: NodeId, boot: BootId, lane:
     let (mut inbound, _kept_open) = link.split();
     let reason = loop {
         let message = match inbound.next().await {
-            Ok(Message::Peer(message)) => message,
+            // Nothing that was damaged on its way is stored; what a new connection lacks is sent again.
+            Ok(Message::Peer(message)) => match wire::check_peer(&message) {
+                Ok(()) => message,
+                Err(damaged) => break damaged.into(),
+            },
             Ok(_) => break WireError::Unwelcome("a peer sends messages for peers and nothing else".into()),
             Err(error) => break error,
         };

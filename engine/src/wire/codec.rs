@@ -11,7 +11,7 @@ mod types;
 #[cfg(test)]
 pub(super) mod sample;
 
-pub use sums::{check_sums, with_sums};
+pub use sums::{check_peer, check_request, check_sums, with_sums};
 
 use bytes::Bytes;
 use engine_core::limits::{BLOCK_SIZE, FRAME_BODY_MAX, FRAME_PAYLOAD_MAX, LIST_MAX, TEXT_BYTES_MAX};

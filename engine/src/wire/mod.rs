@@ -17,7 +17,7 @@ mod tests;
 use engine_core::message::{FromAuthority, PeerMessage, Reply, Request, ToAuthority};
 
 pub use codec::frame::{HEADER_LEN, MAGIC, VERSION, looks_like_wire};
-pub use codec::{Malformed, Unsendable, check_sums, with_sums};
+pub use codec::{Malformed, Unsendable, check_peer, check_request, check_sums, with_sums};
 pub use hello::{Hello, Local, Network, Welcome, Who, accept, accept_if, dial, greet};
 pub use link::{Inbound, Link, Outbox, SendError, Stream};
 

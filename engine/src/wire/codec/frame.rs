@@ -2,8 +2,8 @@
 //!
 //! Lengths are checked against their bounds before a byte is allocated, and the header carries its own checksum, so
 //! that a damaged length is never believed. The payload has no checksum of its own: every block travels with the one
-//! its client computed, which is checked where the block is used; a second pass over the data would protect nothing
-//! more. Layout: docs/protocol.md.
+//! its client computed, which every node compares before it stores the block and every client before it uses it; a
+//! second pass over the data would protect nothing more. Layout: docs/protocol.md.
 
 use engine_core::limits::{BLOCK_SIZE, FRAME_BODY_MAX, FRAME_PAYLOAD_MAX};
 
