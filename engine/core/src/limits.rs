@@ -33,6 +33,10 @@ pub const SHARDS_MAX: u16 = 64;
 
 /// Bytes of one client request's data; a longer request is refused, the client cuts before.
 pub const REQUEST_BYTES_MAX: u64 = CHUNK_SIZE;
+/// Bytes a client zeroes with one request, so that one entry stays small in what it touches; a longer one is refused.
+pub const ZERO_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Blocks of one question for allocation: that many runs fit a message; a longer one is refused.
+pub const ALLOCATION_BLOCKS_MAX: u32 = LIST_MAX as u32;
 /// Bytes of one frame's payload; a frame that announces more closes its connection.
 pub const FRAME_PAYLOAD_MAX: usize = 2 * 1024 * 1024;
 /// Bytes of one frame's body (the message without its payload); a frame that announces more closes its connection.

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use engine_core::client::{Answer, Failure};
 use engine_core::ids::{BlockIndex, Generation, NodeId, SegmentId};
-use engine_core::limits::{BLOCK_SIZE, LIST_MAX, REQUEST_BYTES_MAX};
+use engine_core::limits::{ALLOCATION_BLOCKS_MAX, BLOCK_SIZE, REQUEST_BYTES_MAX, ZERO_BYTES_MAX};
 use engine_core::message::{Op, Outcome};
 use engine_core::record::{Blocks, Change};
 use tokio::sync::oneshot;
@@ -20,10 +20,8 @@ use crate::authority::api::VolumeMap;
 use crate::gateway::{Export, ExportError};
 use crate::wire::{check_sums, with_sums};
 
-/// Bytes of one request to zero a range: no data travels, but a primary's entry should stay small in what it touches.
-const ZERO_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// Bytes of one question for allocation: an answer of that many blocks fits a message.
-const ALLOCATION_BYTES_MAX: u64 = LIST_MAX as u64 * BLOCK_SIZE;
+/// Bytes of one question for allocation.
+const ALLOCATION_BYTES_MAX: u64 = ALLOCATION_BLOCKS_MAX as u64 * BLOCK_SIZE;
 /// Questions for allocation asked at a time; what is behind them is left for the next call.
 const ALLOCATION_PIECES_MAX: usize = 64;
 /// Reads of a block whose checksum does not match, before that is an error.

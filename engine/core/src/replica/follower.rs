@@ -11,7 +11,7 @@ use super::{Replica, Role};
 use crate::config::Config;
 use crate::epoch;
 use crate::ids::{Epoch, NodeId, Seq};
-use crate::limits::{ELECTION_STAGGER, SILENCE, WINDOW_ENTRIES};
+use crate::limits::{ELECTION_STAGGER, SILENCE, WINDOW_BYTES, WINDOW_ENTRIES};
 use crate::message::Peer;
 use crate::record::{Change, Entry, Record, Standing};
 use crate::time::{Span, Time};
@@ -395,7 +395,8 @@ impl Replica {
             follower.incoming = Some(Incoming { epoch, next_part: 0, entries: Vec::new() });
         }
         let Some(incoming) = &mut follower.incoming else { return false };
-        let room = incoming.entries.len() + piece.entries.len() <= WINDOW_ENTRIES;
+        let all = || incoming.entries.iter().chain(&piece.entries);
+        let room = all().count() <= WINDOW_ENTRIES && all().map(|e| e.change.data_len()).sum::<u64>() <= WINDOW_BYTES;
         if incoming.epoch != epoch || incoming.next_part != piece.part || !room {
             follower.incoming = None;
             return false;

@@ -213,7 +213,7 @@ impl Replica {
             (Op::Locate, _) => self.reply(client, &request, Outcome::Located(self.meta.config.clone()), effects),
             (Op::Peek { block, count }, _) => {
                 let (block, count) = (*block, *count);
-                if self.is_outside(block.0, count) {
+                if !self.is_sound(&request) {
                     return self.reply(client, &request, Outcome::Refused(Refusal::Malformed), effects);
                 }
                 effects.push(Effect::Read { block, count, purpose: ReadPurpose { client, request } });

@@ -18,7 +18,9 @@ use super::{Asked, Replica, Role};
 use crate::config::Config;
 use crate::ids::{BlockIndex, Epoch, Generation, NodeId, Seq, Session};
 use crate::lease::Held;
-use crate::limits::{WAITING_MAX, WINDOW_BYTES, WINDOW_ENTRIES};
+use crate::limits::{
+    ALLOCATION_BLOCKS_MAX, BLOCK_SIZE, REQUEST_BYTES_MAX, WAITING_MAX, WINDOW_BYTES, WINDOW_ENTRIES, ZERO_BYTES_MAX,
+};
 use crate::message::{Op, Outcome, Peer, Refusal, Request, ToAuthority};
 use crate::record::{Blocks, Change, Entry, Record};
 use crate::time::{Span, Time};
@@ -137,15 +139,20 @@ impl Replica {
         self.serve(now, effects);
     }
 
-    fn is_sound(&self, request: &Request) -> bool {
+    pub(super) fn is_sound(&self, request: &Request) -> bool {
         match &request.op {
-            Op::Read { block, count } | Op::Allocation { block, count } | Op::Peek { block, count } => {
-                let fits = u64::from(*count) * crate::limits::BLOCK_SIZE <= crate::limits::REQUEST_BYTES_MAX;
-                !self.is_outside(block.0, *count) && (fits || matches!(request.op, Op::Allocation { .. }))
+            Op::Read { block, count } | Op::Peek { block, count } => {
+                let fits = u64::from(*count) * BLOCK_SIZE <= REQUEST_BYTES_MAX;
+                fits && !self.is_outside(block.0, *count)
             }
+            Op::Allocation { block, count } => *count <= ALLOCATION_BLOCKS_MAX && !self.is_outside(block.0, *count),
             Op::Write(change) => {
-                let nothing = matches!(change, Change::Nothing);
-                !nothing && self.fits(change) && change.data_len() <= crate::limits::REQUEST_BYTES_MAX
+                let fits = match change {
+                    Change::Nothing => false,
+                    Change::Write { .. } => change.data_len() <= REQUEST_BYTES_MAX,
+                    Change::Zero { count, .. } => u64::from(*count) * BLOCK_SIZE <= ZERO_BYTES_MAX,
+                };
+                fits && self.fits(change)
             }
             Op::Locate => true,
         }
