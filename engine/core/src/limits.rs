@@ -36,7 +36,7 @@ pub const REQUEST_BYTES_MAX: u64 = CHUNK_SIZE;
 /// Bytes a client zeroes with one request, so that one entry stays small in what it touches; a longer one is refused.
 pub const ZERO_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Blocks of one question for allocation: that many runs fit a message; a longer one is refused.
-pub const ALLOCATION_BLOCKS_MAX: u32 = LIST_MAX as u32;
+pub const ALLOCATION_BLOCKS_MAX: u32 = 4096;
 /// Bytes of one frame's payload; a frame that announces more closes its connection.
 pub const FRAME_PAYLOAD_MAX: usize = 2 * 1024 * 1024;
 /// Bytes of one frame's body (the message without its payload); a frame that announces more closes its connection.
@@ -265,6 +265,7 @@ const _: () =
     assert!(SCRATCH_SLABS_MIN >= APPLY_INFLIGHT as u64 + COPY_IN_INFLIGHT as u64, "what is in flight fits scratch");
 const _: () = assert!(NODES_MAX + HTTP_CONNECTIONS_MAX <= AUTHORITY_CONNECTIONS_MAX, "HTTP never crowds out the nodes");
 const _: () = assert!(NODES_MAX <= LIST_MAX, "the list of nodes fits a message");
+const _: () = assert!(ALLOCATION_BLOCKS_MAX as usize <= LIST_MAX, "and the runs of one answer");
 const _: () = assert!(NODES_MAX * (2 * ADDRESS_BYTES_MAX + 16) <= FRAME_BODY_MAX, "and its frame");
 const _: () = assert!(CALL_LIMIT.0 < HTTP_DEADLINE.0, "the core's answer comes before the connection's end");
 const _: () = assert!(CREATES_INFLIGHT + RELEASES_INFLIGHT + FENCES_PER_ROUND < OUTBOX_MAX);

@@ -352,7 +352,7 @@ impl Replica {
             // Adopted before: this one was sent earlier and knows nothing of what was acknowledged since.
             self.set_in_step();
             return if last {
-                self.answer_adopted(from, sent, true, effects)
+                self.answer_adopted(from, sent, true, effects);
             };
         }
         if !self.gather(piece) || !last {
