@@ -3,7 +3,7 @@
 //! One write per block is under way at a time, each with a version of its own, so that what a read may return is a
 //! range of versions (`checkers::History`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use engine::store::block_sum;
@@ -50,6 +50,8 @@ pub(crate) struct Client {
     pub(crate) fenced: bool,
     last_request: u64,
     pub(crate) done: u64,
+    /// Segments that moved away from where they were known to be: the authority knows more.
+    pub(crate) lost: BTreeSet<SegmentId>,
     pub(crate) sends: Vec<(NodeId, Request)>,
     random: Random,
 }
@@ -99,6 +101,7 @@ impl Client {
             fenced: false,
             last_request: 0,
             done: 0,
+            lost: BTreeSet::new(),
             sends: Vec::new(),
             random: Random::new(seed),
         }
@@ -179,7 +182,7 @@ impl Client {
         }
     }
 
-    fn learn(&mut self, now: Time, config: Config) {
+    pub(crate) fn learn(&mut self, now: Time, config: Config) {
         let segment = config.segment;
         let Some(seg) = self.segs.get_mut(&segment) else { return };
         let newer = config.epoch > seg.config.epoch;
@@ -198,6 +201,9 @@ impl Client {
         let Some(seg) = self.segs.get_mut(&reply.segment) else { return };
         if let Outcome::Located(config) = reply.outcome {
             return self.learn(now, config);
+        }
+        if matches!(reply.outcome, Outcome::Refused(Refusal::Unknown)) {
+            self.lost.insert(reply.segment);
         }
         if reply.session != seg.session || seg.at != Some(from) {
             return;
@@ -237,7 +243,11 @@ impl Client {
                 self.learn(now, config);
                 self.turn_to(now, segment, Some(from));
             }
-            Refusal::NotPrimary(None) | Refusal::Unknown => self.turn_to(now, segment, None),
+            Refusal::NotPrimary(None) => self.turn_to(now, segment, None),
+            Refusal::Unknown => {
+                self.lost.insert(segment);
+                self.turn_to(now, segment, None);
+            }
             Refusal::Busy => {
                 let pause = Span(self.random.between(20_000_000, 100_000_000));
                 if let Some(task) = self.tasks.get_mut(&id) {

@@ -15,6 +15,11 @@ impl World {
             load.step(self);
             self.load.get_or_insert(load);
         }
+        let lost = self.client.as_mut().map(|client| std::mem::take(&mut client.lost)).unwrap_or_default();
+        for segment in lost.into_iter().filter(|_| self.seat.machine.is_some()) {
+            let config = self.config(segment);
+            self.client.as_mut().expect("it has lost it").learn(now, config);
+        }
         if let Some(client) = &mut self.client {
             client.on_tick(now);
         }

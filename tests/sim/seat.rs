@@ -97,7 +97,7 @@ impl World {
                 Effect::Save(changes) => self.save(changes),
                 Effect::Accept { .. } => {}
                 Effect::Refuse { session, reason } => panic!("{session:?} is refused: {reason}"),
-                Effect::Send { to, message } => self.from_authority(to, message),
+                Effect::Send { to, message } => self.authority_says(to, message),
                 Effect::Answer { call, result } => {
                     let result = result.map_err(|error| format!("{error}"));
                     self.seat.answers.insert(call, result);
@@ -111,7 +111,7 @@ impl World {
         }
     }
 
-    pub(crate) fn from_authority(&mut self, to: NodeId, message: FromAuthority) {
+    pub(crate) fn authority_says(&mut self, to: NodeId, message: FromAuthority) {
         if self.seat.mute_decisions && matches!(message, FromAuthority::Decided(_)) {
             return;
         }

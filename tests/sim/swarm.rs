@@ -82,7 +82,12 @@ fn heal(w: &mut World) {
     w.network.delay_max = Span(400_000);
     let all: Vec<NodeId> = w.places.keys().copied().collect();
     for node in all {
-        w.places.get_mut(&node).expect("a node").disk_slow = Span(200_000);
+        let place = w.places.get_mut(&node).expect("a node");
+        place.disk_slow = Span(200_000);
+        place.disk.fail_writes(0);
+        if place.process.as_ref().is_some_and(|process| process.failed) {
+            w.crash(node, true);
+        }
         w.start(node);
     }
     if w.seat.machine.is_none() {
@@ -94,7 +99,7 @@ fn fault(w: &mut World, random: &mut Random) {
     let all: Vec<NodeId> = w.places.keys().copied().collect();
     let mut pick = || all[random.between(0, all.len() as u64 - 1) as usize];
     let (one, other) = (pick(), pick());
-    match random.between(0, 21) {
+    match random.between(0, 22) {
         0..=3 => w.crash(one, random.between(0, 3) > 0),
         4..=6 => w.start(one),
         7 => {
@@ -132,6 +137,7 @@ fn fault(w: &mut World, random: &mut Random) {
             w.places.get_mut(&one).expect("a node").disk_slow = Span::millis(random.between(1, 60));
             w.network.delay_max = Span::millis(random.between(1, 8));
         }
+        22 if w.places[&one].process.is_some() => w.places[&one].disk.fail_writes(1),
         _ => {}
     }
 }
