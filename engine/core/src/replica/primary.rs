@@ -28,6 +28,8 @@ use crate::time::{Span, Time};
 /// The state of leading.
 #[derive(Debug)]
 pub(super) struct Primary {
+    /// The epoch it began with; later ones of the same log go on with it.
+    reign: Epoch,
     /// Last entry of the log this epoch began with: at or above it the primary is resolved.
     began_with: Seq,
     pub(super) resolved: bool,
@@ -64,6 +66,7 @@ impl Replica {
         self.writing_since = Some(now);
         let peers = Peers::new(&self.meta.config, self.node, now);
         self.role = Role::Primary(alloc::boxed::Box::new(Primary {
+            reign: epoch,
             began_with: self.log.last(),
             resolved: false,
             lease_wait: (lease_left > Span::ZERO).then(|| now + lease_left),
@@ -114,6 +117,14 @@ impl Replica {
             let refusal = if fenced { Refusal::Fenced(config.generation) } else { Refusal::Busy };
             return self.reply(client, &request, Outcome::Refused(refusal), effects);
         }
+        if crate::epoch::is_stale(request.epoch, primary.reign) {
+            // I2: sent before this reign began, perhaps to an earlier reign of this very node, and decided elsewhere
+            // since: only a client that knows of this reign is listened to.
+            let known = Some(config.clone());
+            return self.reply(client, &request, Outcome::Refused(Refusal::NotPrimary(known)), effects);
+        }
+        // I7: the only reader knows this reign and takes no answer of an earlier one.
+        primary.lease_wait = None;
         if request.session < primary.session {
             return self.reply(client, &request, Outcome::Refused(Refusal::OldSession), effects);
         }
@@ -122,15 +133,6 @@ impl Replica {
             primary.session = request.session;
             primary.writes.clear();
             primary.reads.clear();
-        }
-        if crate::epoch::is_outdated(request.epoch, config) {
-            if primary.lease_wait.is_some() {
-                let known = Some(config.clone());
-                return self.reply(client, &request, Outcome::Refused(Refusal::NotPrimary(known)), effects);
-            }
-        } else {
-            // I7: the only reader knows this epoch and takes no answer of an earlier one.
-            primary.lease_wait = None;
         }
         if !self.is_sound(&request) {
             return self.reply(client, &request, Outcome::Refused(Refusal::Malformed), effects);

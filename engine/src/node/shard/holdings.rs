@@ -155,6 +155,8 @@ impl<S: Store> Shard<S> {
     pub(super) fn dropped(&mut self, segment: SegmentId, incarnation: Incarnation) {
         if matches!(self.slots.get(&segment), Some(Slot::Dropping)) {
             self.slots.remove(&segment);
+            // The store has forgotten it: whatever was still asked of it gets no answer.
+            self.waiting.retain(|_, waiting| waiting.segment() != segment);
         }
         self.tell_authority(ToAuthority::Released { segment, incarnation });
     }

@@ -77,6 +77,18 @@ enum Waiting {
     Drop(SegmentId, Incarnation),
 }
 
+impl Waiting {
+    fn segment(&self) -> SegmentId {
+        match self {
+            Self::Then { segment, .. }
+            | Self::Read { segment, .. }
+            | Self::Extent { segment, .. }
+            | Self::Create(segment)
+            | Self::Drop(segment, _) => *segment,
+        }
+    }
+}
+
 /// The connections to one peer.
 struct Line {
     live: Sink,
