@@ -69,8 +69,10 @@ pub(crate) struct Report {
     pub(crate) acknowledged_bytes: u64,
     /// Seconds they took.
     pub(crate) load_seconds: f64,
-    /// Longest time the client waited for any acknowledgement, failovers included.
+    /// Longest time between two acknowledgements of any writes, failovers included.
     pub(crate) longest_client_gap_ms: f64,
+    /// Longest time one write took, failovers included.
+    pub(crate) longest_client_wait_ms: f64,
     /// The killed primary's return.
     pub(crate) catch_up: CatchUp,
     /// The lost node's replacement.

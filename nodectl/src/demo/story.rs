@@ -301,6 +301,7 @@ impl Story {
             acknowledged_bytes: written.acknowledged_bytes,
             load_seconds: written.seconds,
             longest_client_gap_ms: written.longest_gap_ms,
+            longest_client_wait_ms: written.longest_wait_ms,
             catch_up,
             remirror,
             verified,
@@ -316,11 +317,12 @@ fn claims(written: &Written, catch_up: &CatchUp, remirror: &Remirror, verified: 
             claim: "2 GiB acknowledged under load, no error reached the client",
             held: written.acknowledged_bytes >= WRITTEN && written.error.is_none(),
             figures: format!(
-                "{} in {} writes, {:.1} MiB/s, longest client gap {:.0} ms",
+                "{} in {} writes, {:.1} MiB/s, longest client gap {:.0} ms, longest single write {:.0} ms",
                 units::size(written.acknowledged_bytes),
                 written.acknowledged_writes,
                 written.mib_per_second,
-                written.longest_gap_ms
+                written.longest_gap_ms,
+                written.longest_wait_ms
             ),
         },
         Claim {

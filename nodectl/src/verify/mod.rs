@@ -167,6 +167,7 @@ fn written_table(written: &Written) -> String {
     row("time", format!("{:.1} s", written.seconds));
     row("throughput", format!("{:.1} MiB/s", written.mib_per_second));
     row("longest gap", format!("{:.1} ms", written.longest_gap_ms));
+    row("longest single write", format!("{:.1} ms", written.longest_wait_ms));
     table.to_string()
 }
 

@@ -57,6 +57,7 @@ pub(crate) struct Progress {
     writes: AtomicU64,
     bytes: AtomicU64,
     gap_micros: AtomicU64,
+    wait_micros: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -84,6 +85,11 @@ impl Progress {
     pub(crate) fn longest_gap(&self) -> Duration {
         Duration::from_micros(self.gap_micros.load(Ordering::Relaxed))
     }
+
+    /// Longest time one write took so far.
+    pub(crate) fn longest_wait(&self) -> Duration {
+        Duration::from_micros(self.wait_micros.load(Ordering::Relaxed))
+    }
 }
 
 /// What was written.
@@ -99,6 +105,8 @@ pub(crate) struct Written {
     pub(crate) mib_per_second: f64,
     /// Longest time between two acknowledgements, in milliseconds.
     pub(crate) longest_gap_ms: f64,
+    /// Longest time one write took from its issue to its acknowledgement, in milliseconds.
+    pub(crate) longest_wait_ms: f64,
     /// Why it ended early, if it did.
     pub(crate) error: Option<String>,
 }
@@ -112,6 +120,7 @@ impl Written {
             seconds: elapsed.as_secs_f64(),
             mib_per_second: units::mib_per_second(progress.bytes(), elapsed),
             longest_gap_ms: units::millis(progress.longest_gap()),
+            longest_wait_ms: units::millis(progress.longest_wait()),
             error: error.map(|failure| failure.what.clone()),
         }
     }
@@ -197,7 +206,8 @@ impl Writer {
     }
 
     /// A write came back.
-    fn done(&mut self, ack: Ack, result: Result<(), ExportError>) {
+    fn done(&mut self, ack: Ack, issued: Instant, result: Result<(), ExportError>) {
+        self.progress.wait_micros.fetch_max(micros(issued.elapsed()), Ordering::Relaxed);
         self.busy.remove(&ack.block);
         let outcome = match result {
             Ok(()) => self.log.acknowledged(ack),
@@ -215,9 +225,12 @@ impl Writer {
     }
 
     fn note_gap(&self) {
-        let gap = u64::try_from(self.last.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.progress.gap_micros.fetch_max(gap, Ordering::Relaxed);
+        self.progress.gap_micros.fetch_max(micros(self.last.elapsed()), Ordering::Relaxed);
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn failure(error: &ExportError, ack: Ack) -> Failure {
@@ -293,7 +306,8 @@ async fn worker<E: Export>(volume: Rc<E>, writer: Rc<RefCell<Writer>>) {
             tokio::time::sleep_until(at.into()).await;
         }
         let data = payload(writer.borrow().plan.volume, ack);
+        let issued = Instant::now();
         let result = volume.write(ack.block * BLOCK as u64, data).await;
-        writer.borrow_mut().done(ack, result);
+        writer.borrow_mut().done(ack, issued, result);
     }
 }

@@ -123,17 +123,19 @@ impl Authority {
     pub(super) fn node_info(&self, now: Time, id: NodeId) -> Option<NodeInfo> {
         let record = self.books.nodes().get(&id)?;
         let presence = self.presence.get(&id)?;
+        let up = self.is_up(now, id);
         Some(NodeInfo {
             id,
             zone: record.zone.clone(),
-            state: if self.is_up(now, id) { "up" } else { "down" }.into(),
+            state: if up { "up" } else { "down" }.into(),
             primary_addr: record.primary.clone(),
             replication_addr: record.replication.clone(),
             capacity: record.capacity * EXTENT_SIZE,
             booked: self.books.usage(id).booked * EXTENT_SIZE,
             used: presence.report.used * EXTENT_SIZE,
             replicas: u64::from(presence.report.replicas),
-            serving: u64::from(presence.report.serving),
+            // Who is down serves nothing, whatever it said last.
+            serving: if up { u64::from(presence.report.serving) } else { 0 },
             shards: record.shards,
             silent_ms: presence.silence(now).as_millis(),
             copied_bytes: presence.report.copied_bytes,
