@@ -169,6 +169,8 @@ struct Client {
     inbound: Inbound,
     outbox: Outbox,
     last: u64,
+    /// Highest epoch heard of: a primary listens to nobody who has not heard of its reign (I2).
+    epoch: Epoch,
 }
 
 impl Client {
@@ -177,13 +179,14 @@ impl Client {
         let (welcome, link) = wire::dial(address, &hello, PATIENCE).await.unwrap();
         assert_eq!(welcome.node, Some(NodeId(1)));
         let (inbound, outbox) = link.split();
-        Self { inbound, outbox, last: 0 }
+        Self { inbound, outbox, last: 0, epoch: Epoch(0) }
     }
 
     async fn ask(&mut self, segment: SegmentId, op: Op) -> Reply {
         self.last += 1;
         let request = RequestId(self.last);
-        let asked = Request { segment, epoch: Epoch(0), generation: Generation(1), session: Session(1), request, op };
+        let (epoch, generation, session) = (self.epoch, Generation(1), Session(1));
+        let asked = Request { segment, epoch, generation, session, request, op };
         self.outbox.try_send(&Message::Request(asked)).unwrap();
         match timeout(PATIENCE, self.inbound.next()).await.expect("an answer").unwrap() {
             Message::Reply(reply) => {
@@ -198,7 +201,10 @@ impl Client {
     async fn insist(&mut self, op: &Op) -> Outcome {
         for _ in 0..1000 {
             match self.ask(segment(), op.clone()).await.outcome {
-                Outcome::Refused(Refusal::NotPrimary(_) | Refusal::Busy) => {
+                Outcome::Refused(refusal @ (Refusal::NotPrimary(_) | Refusal::Busy)) => {
+                    if let Refusal::NotPrimary(Some(config)) = refusal {
+                        self.epoch = self.epoch.max(config.epoch);
+                    }
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
                 outcome => return outcome,
