@@ -403,3 +403,94 @@ impl Replica {
         self.serve(now, effects);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Incarnation, RequestId, SegmentId, VolumeId};
+    use crate::message::Decision;
+    use crate::record::{Meta, Recovered, Standing};
+    use crate::replica::io::Input;
+
+    const OWN: NodeId = NodeId(1);
+
+    /// The only member of a segment, after it has begun the epoch behind `epoch`.
+    fn primary_after(epoch: Epoch) -> (Replica, Time) {
+        let segment = SegmentId { volume: VolumeId(1), index: 0 };
+        let config = Config {
+            segment,
+            incarnation: Incarnation(1),
+            epoch,
+            primary: OWN,
+            members: vec![OWN],
+            candidates: vec![],
+            electable: vec![OWN],
+            former: vec![],
+            generation: Generation(1),
+            copies: 1,
+            min_copies: 1,
+            extents: 512,
+        };
+        let meta = Meta { promised: epoch, log_epoch: epoch, config: config.clone(), standing: Standing::Member };
+        let recovered = Recovered { segment, meta, commit: Seq(0), tail: vec![], damaged: false };
+        let mut replica = Replica::open(OWN, recovered, Span::seconds(1), Time(0), 1);
+        let now = Time(0) + Span::seconds(10);
+        let mut effects = Effects::new();
+        let installed = Config { epoch: epoch.next(), ..config };
+        for input in [
+            Input::Tick,
+            Input::Durable(Durable::Promise(installed.epoch)),
+            Input::Decided(Decision::Installed(installed.clone())),
+            Input::Durable(Durable::Begun(installed.epoch)),
+        ] {
+            replica.handle(now, input, &mut effects);
+        }
+        assert!(replica.is_serving());
+        (replica, now)
+    }
+
+    fn ask(replica: &mut Replica, now: Time, epoch: Epoch, session: u64) -> Vec<Effect> {
+        let op = Op::Write(Change::Zero { block: BlockIndex(0), count: 1 });
+        let (segment, generation, session) = (replica.segment(), Generation(1), Session(session));
+        let request = Request { segment, epoch, generation, session, request: RequestId(1), op };
+        let mut effects = Effects::new();
+        replica.handle(now, Input::Client { client: ClientRef(1), request }, &mut effects);
+        effects.drain().collect()
+    }
+
+    #[test]
+    fn a_request_of_an_earlier_reign_is_not_ordered_and_closes_no_session() {
+        let (mut replica, now) = primary_after(Epoch(6));
+        // I2: left in a socket since an earlier reign of this node, with a session number of that time.
+        let stale = ask(&mut replica, now, Epoch(6), 99);
+        let refused = |effect: &Effect| {
+            matches!(effect, Effect::Reply { reply, .. }
+            if matches!(reply.outcome, Outcome::Refused(Refusal::NotPrimary(Some(_)))))
+        };
+        assert!(matches!(stale.as_slice(), [effect] if refused(effect)), "{stale:?}");
+        let known = ask(&mut replica, now, Epoch(7), 3);
+        assert!(matches!(known.as_slice(), [Effect::Persist { .. }]), "{known:?}");
+    }
+
+    fn say(replica: &mut Replica, now: Time, input: Input) -> Vec<Effect> {
+        let mut effects = Effects::new();
+        replica.handle(now, input, &mut effects);
+        effects.drain().collect()
+    }
+
+    fn confirms(effects: &[Effect]) -> bool {
+        effects.iter().any(|effect| matches!(effect, Effect::Authority(ToAuthority::FenceDone { .. })))
+    }
+
+    #[test]
+    fn a_fence_survives_a_decision_made_before_it() {
+        let (mut replica, now) = primary_after(Epoch(6));
+        assert!(confirms(&say(&mut replica, now, Input::Fence(Generation(5)))));
+        // I2: the authority had installed this before the attach; the answer was lost and comes with a conflict.
+        let before = Config { epoch: Epoch(8), generation: Generation(1), ..replica.config().clone() };
+        say(&mut replica, now, Input::Decided(Decision::Conflict(before)));
+        assert_eq!((replica.config().epoch, replica.config().generation), (Epoch(8), Generation(5)));
+        assert!(!confirms(&say(&mut replica, now, Input::Fence(Generation(5)))), "its epoch is not durable yet");
+        assert!(confirms(&say(&mut replica, now, Input::Durable(Durable::Begun(Epoch(8))))));
+    }
+}
