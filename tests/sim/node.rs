@@ -272,7 +272,6 @@ impl Process {
             Effect::Authority(message) => self.out.push(Out::Authority(message)),
             Effect::Feed(durable) => self.given_back.push_back((segment, Input::Durable(durable))),
             Effect::Peers(nodes) => self.set_peers(segment, &nodes),
-            Effect::Ended => drop(self.slots.remove(&segment)),
         }
     }
 

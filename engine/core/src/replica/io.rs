@@ -220,8 +220,6 @@ pub enum Effect {
     Feed(Durable),
     /// Keep connections to these nodes (members, candidates, former members).
     Peers(Vec<NodeId>),
-    /// This replica is over (its drop is durable): forget the machine.
-    Ended,
 }
 
 /// The list of effects one `handle` call fills.

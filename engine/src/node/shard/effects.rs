@@ -57,10 +57,6 @@ impl<S: Store> Shard<S> {
             Effect::Authority(message) => self.tell_authority(message),
             Effect::Feed(durable) => self.given_back.push_back((segment, Input::Durable(durable))),
             Effect::Peers(nodes) => self.set_peers(segment, nodes),
-            Effect::Ended => {
-                self.slots.remove(&segment);
-                self.peers_changed = true;
-            }
         }
     }
 
