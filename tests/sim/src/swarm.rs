@@ -8,36 +8,24 @@ use engine_core::time::Span;
 use crate::load::Load;
 use crate::world::World;
 
-/// Seeds of an ordinary run.
-const SEEDS: u64 = 24;
 /// After healing, everything serves and has all its copies within this time: grace, a permit, a copy, some patience.
 const HEALED_WITHIN: Span = Span::seconds(90);
 
-#[test]
-fn swarm() {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    if let Some(seed) = number("BREAKWATER_SEED") {
-        let (acknowledged, seconds) = run(seed);
-        eprintln!("seed {seed}: {acknowledged} writes, {seconds} s");
-        return;
-    }
-    let (seeds, first) = (number("BREAKWATER_SEEDS").unwrap_or(SEEDS), number("BREAKWATER_FIRST").unwrap_or(1));
-    let (mut failed, mut total) = (Vec::new(), 0);
-    for seed in first..first + seeds {
-        match std::panic::catch_unwind(|| run(seed)) {
-            Ok((_, seconds)) => total += seconds,
-            Err(_) => {
-                eprintln!("seed {seed} failed; again: BREAKWATER_SEED={seed} cargo test --test sim swarm");
-                failed.push(seed);
-            }
-        }
-    }
-    eprintln!("{seeds} seeds, {total} s of virtual time");
-    assert!(failed.is_empty(), "failed seeds: {failed:?}");
+/// What one seed came to.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    /// Writes acknowledged.
+    pub writes: u64,
+    /// How long the world ran.
+    pub seconds: u64,
 }
 
-/// One seed; gives the writes acknowledged and the virtual seconds.
-fn run(seed: u64) -> (u64, u64) {
+/// Runs one seed.
+///
+/// # Panics
+/// When something that must hold does not.
+#[must_use]
+pub fn swarm(seed: u64) -> Outcome {
     let mut random = Random::new(seed ^ 0x5EED);
     let nodes = u16::try_from(random.between(3, 6)).expect("small");
     let copies = random.between(2, 3) as u8;
@@ -73,7 +61,7 @@ fn run(seed: u64) -> (u64, u64) {
     let before = w.history.acknowledged;
     w.expect("writes go on", Span::seconds(10), |w| w.history.acknowledged > before + 20);
     w.verify();
-    (w.history.acknowledged, w.now.0 / 1_000_000_000)
+    Outcome { writes: w.history.acknowledged, seconds: w.now.0 / 1_000_000_000 }
 }
 
 fn heal(w: &mut World) {
@@ -139,5 +127,33 @@ fn fault(w: &mut World, random: &mut Random) {
         }
         22 if w.places[&one].process.is_some() => w.places[&one].disk.fail_writes(1),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// Seeds of an ordinary run.
+    const SEEDS: u64 = 24;
+
+    #[test]
+    fn swarm() {
+        let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+        if let Some(seed) = number("BREAKWATER_SEED") {
+            eprintln!("seed {seed}: {:?}", super::swarm(seed));
+            return;
+        }
+        let (seeds, first) = (number("BREAKWATER_SEEDS").unwrap_or(SEEDS), number("BREAKWATER_FIRST").unwrap_or(1));
+        let (mut failed, mut total) = (Vec::new(), 0);
+        for seed in first..first + seeds {
+            match std::panic::catch_unwind(|| super::swarm(seed)) {
+                Ok(outcome) => total += outcome.seconds,
+                Err(_) => {
+                    eprintln!("seed {seed} failed; again: BREAKWATER_SEED={seed} cargo test -p breakwater-sim swarm");
+                    failed.push(seed);
+                }
+            }
+        }
+        eprintln!("{seeds} seeds, {total} s of virtual time");
+        assert!(failed.is_empty(), "failed seeds: {failed:?}");
     }
 }

@@ -1,0 +1,80 @@
+//! One thing goes wrong at a time, and what must happen then.
+//!
+//! A story is a function of a seed, named in its file's `told!` with the seed its test takes. Names are unique: they
+//! are what `nodectl sim` is given.
+
+use engine_core::ids::NodeId;
+use engine_core::time::Span;
+
+use crate::world::World;
+
+/// A story that can be told again.
+#[derive(Debug, Clone, Copy)]
+pub struct Story {
+    /// What must happen, as a sentence with underscores.
+    pub name: &'static str,
+    /// The seed its test takes.
+    pub seed: u64,
+    /// Lets it happen; panics when it does not.
+    pub tell: fn(u64),
+}
+
+/// Lists a file's stories and makes a test of each.
+macro_rules! told {
+    ($($name:ident: $seed:literal),* $(,)?) => {
+        /// The stories of this file.
+        pub(super) const STORIES: &[$crate::stories::Story] =
+            &[$($crate::stories::Story { name: stringify!($name), seed: $seed, tell: $name }),*];
+
+        #[cfg(test)]
+        mod tests {
+            $(#[test]
+            fn $name() {
+                super::$name($seed);
+            })*
+        }
+    };
+}
+
+mod attachments;
+mod copies;
+mod losses;
+
+/// All stories.
+pub fn stories() -> impl Iterator<Item = &'static Story> {
+    [attachments::STORIES, copies::STORIES, losses::STORIES].into_iter().flatten()
+}
+
+/// Three of four nodes hold a volume of 4 MiB, written all over, with load on it.
+fn busy(seed: u64) -> World {
+    let mut w = World::serving(seed, 4, 3, 2, 4);
+    w.load(1024);
+    w.run(Span::seconds(3));
+    w
+}
+
+fn outsider(w: &World) -> NodeId {
+    let config = w.config(w.segment());
+    *w.places.keys().find(|node| !config.is_member(**node)).expect("a node without a copy")
+}
+
+/// Writes go on being acknowledged.
+fn expect_progress(w: &mut World, limit: Span) {
+    let before = w.history.acknowledged;
+    w.expect("writes are acknowledged", limit, |w| w.history.acknowledged > before + 50);
+}
+
+fn expect_whole(w: &mut World, limit: Span) {
+    w.expect("all copies are back", limit, |w| w.is_whole());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique() {
+        let names: BTreeSet<&str> = super::stories().map(|story| story.name).collect();
+        assert_eq!(names.len(), super::stories().count());
+    }
+}
