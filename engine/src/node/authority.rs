@@ -19,7 +19,8 @@ use tokio::task::JoinHandle;
 
 use super::clock::{duration, seed};
 use super::harbour::Addresses;
-use super::mail::{Figures, Mail, ShardBox, owner};
+use super::mail::{Mail, ShardBox, owner};
+use super::quay::{self, Figures};
 use crate::wire::{self, Hello, Inbound, Local, Message, Network, Outbox, Who, WireError};
 
 /// How long shards may take to tell their figures before the last ones known are reported.
@@ -177,7 +178,7 @@ impl Session {
                 if let Decision::Denied(config, reason) = decision {
                     tracing::info!(segment = %config.segment, %reason, "the authority denied a proposal");
                 }
-                super::shard::decided_segment(decision)
+                quay::decided_segment(decision)
             }
             FromAuthority::Registered { .. } | FromAuthority::RegisterRefused(_) | FromAuthority::Nodes(_) => return,
         };

@@ -2,12 +2,12 @@
 
 use engine_core::ids::{NodeId, SegmentId};
 use engine_core::limits::INBOX_MAX;
-use engine_core::message::{CopyReport, FromAuthority, PeerMessage, ReplicaReport, Request};
+use engine_core::message::{FromAuthority, PeerMessage, ReplicaReport, Request};
 use engine_core::replica::io::ClientRef;
 use engine_core::time::Span;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::store::Space;
+use super::quay::Figures;
 use crate::wire::Outbox;
 
 /// For a shard, other than from clients.
@@ -83,18 +83,6 @@ pub(crate) enum PeerControl {
         /// Whether the connection began or ended.
         up: bool,
     },
-}
-
-/// A shard's figures for the node's report.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Figures {
-    pub(crate) space: Space,
-    pub(crate) replicas: u32,
-    pub(crate) serving: u32,
-    pub(crate) not_serving: Vec<SegmentId>,
-    pub(crate) copies: Vec<CopyReport>,
-    pub(crate) copied_bytes: u64,
-    pub(crate) corrupt_blocks: u64,
 }
 
 /// How the tasks of all threads reach one shard.

@@ -8,7 +8,8 @@
 //! |---|---|
 //! | `cli`, `config` | flags, the configuration file, what they have to say |
 //! | `start`, `hold`, `thread` | from a configuration to a running node, and to its end; its device; its threads |
-//! | `shard/` | the loop of one shard: machines, effects, store |
+//! | `quay/` | the machines of one shard over its store: inputs, effects; what the simulator runs too |
+//! | `shard/` | the loop of one shard: its quay and its connections |
 //! | `mail` | bounded boxes between the tasks |
 //! | `sink` | what a shard still has to say over one connection |
 //! | `listen`, `harbour` | who may come in; what a thread's connections share |
@@ -31,6 +32,7 @@ mod hold;
 mod listen;
 mod mail;
 mod peers;
+pub mod quay;
 mod shard;
 mod sink;
 pub mod start;

@@ -1,18 +1,34 @@
 //! What a shard tells about itself; bounded whatever happens (DESIGN 7).
 
+use engine_core::ids::SegmentId;
 use engine_core::limits::REPORT_SEGMENTS_MAX;
 use engine_core::message::{CopyReport, ReplicaReport};
 
-use super::super::mail::Figures;
-use super::{Open, Shard, Slot};
-use crate::store::Store;
+use super::{Quay, Wires};
+use crate::store::{Space, Store};
 
-impl<S: Store> Shard<S> {
-    fn machines(&self) -> impl Iterator<Item = &Open> {
-        self.slots.values().filter_map(|slot| if let Slot::Open(open) = slot { Some(open) } else { None })
-    }
+/// A shard's figures for the node's report.
+#[derive(Debug, Clone, Default)]
+pub struct Figures {
+    /// Space of the shard.
+    pub space: Space,
+    /// Replicas here.
+    pub replicas: u32,
+    /// Of them, primaries that serve.
+    pub serving: u32,
+    /// Primaries that do not serve; at most [`REPORT_SEGMENTS_MAX`].
+    pub not_serving: Vec<SegmentId>,
+    /// Copies that arrive here; at most [`REPORT_SEGMENTS_MAX`].
+    pub copies: Vec<CopyReport>,
+    /// Bytes copies have brought in since the start.
+    pub copied_bytes: u64,
+    /// Blocks found damaged since the start.
+    pub corrupt_blocks: u64,
+}
 
-    pub(super) fn figures(&self) -> Figures {
+impl<S: Store, W: Wires> Quay<S, W> {
+    /// What a report says.
+    pub fn figures(&self) -> Figures {
         let mut figures = Figures {
             space: self.store.space(),
             corrupt_blocks: self.store.damaged_blocks(),
@@ -37,7 +53,7 @@ impl<S: Store> Shard<S> {
     }
 
     /// Everything held durably, whether its machine is open yet or not.
-    pub(super) fn replicas(&self) -> Vec<ReplicaReport> {
+    pub fn replicas(&self) -> Vec<ReplicaReport> {
         let found = self.found.iter().map(|recovered| &recovered.meta.config);
         let mut list: Vec<ReplicaReport> = found
             .map(|config| ReplicaReport {

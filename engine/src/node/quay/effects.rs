@@ -1,15 +1,14 @@
 //! Running a machine's effects, in order, and taking back what the store has finished.
 
-use engine_core::ids::SegmentId;
+use engine_core::ids::{NodeId, SegmentId};
 use engine_core::limits::COPY_PAGE;
-use engine_core::message::{Lane, PeerMessage};
 use engine_core::replica::io::{Effect, Input};
 use engine_core::time::Time;
 
-use super::{Shard, Slot, Waiting};
+use super::{Quay, Slot, Waiting, Wires};
 use crate::store::{Event, ReadError, Store, Ticket};
 
-impl<S: Store> Shard<S> {
+impl<S: Store, W: Wires> Quay<S, W> {
     /// Runs effects of the machine born as `birth`, as long as it is the one that is here.
     pub(super) fn run_effects(&mut self, segment: SegmentId, birth: u64, effects: Vec<Effect>) {
         for effect in effects {
@@ -52,40 +51,24 @@ impl<S: Store> Shard<S> {
                 let (listed, next) = self.store.list(segment, above, from, COPY_PAGE);
                 self.given_back.push_back((segment, Input::Listed { purpose, from, listed, next }));
             }
-            Effect::Send { to, lane, message } => self.run_send(segment, to, lane, message),
-            Effect::Reply { client, reply } => self.reply(client, reply),
-            Effect::Authority(message) => self.tell_authority(message),
+            Effect::Send { to, lane, message } => {
+                if let Some(Slot::Open(open)) = self.slots.get(&segment) {
+                    let incarnation = open.incarnation;
+                    self.send(to, lane, segment, incarnation, message);
+                }
+            }
+            Effect::Reply { client, reply } => self.wires.client(client, reply),
+            Effect::Authority(message) => self.wires.authority(message),
             Effect::Feed(durable) => self.given_back.push_back((segment, Input::Durable(durable))),
             Effect::Peers(nodes) => self.set_peers(segment, nodes),
         }
     }
 
-    fn run_send(
-        &mut self,
-        segment: SegmentId,
-        to: engine_core::ids::NodeId,
-        lane: Lane,
-        body: engine_core::message::Peer,
-    ) {
-        let Some(Slot::Open(open)) = self.slots.get(&segment) else { return };
-        let incarnation = open.incarnation;
-        match lane {
-            Lane::Live => self.send(to, segment, incarnation, body),
-            Lane::Bulk => {
-                let message = PeerMessage { segment, incarnation, body };
-                // Full or gone: the copy's own pace notices and asks again.
-                if self.lines.get(&to).is_some_and(|line| line.bulk.try_send(message).is_err()) {
-                    tracing::debug!(%segment, peer = %to, "a bulk message was dropped");
-                }
-            }
-        }
-    }
-
-    fn set_peers(&mut self, segment: SegmentId, nodes: Vec<engine_core::ids::NodeId>) {
+    fn set_peers(&mut self, segment: SegmentId, nodes: Vec<NodeId>) {
         let Some(Slot::Open(open)) = self.slots.get_mut(&segment) else { return };
         let before = std::mem::replace(&mut open.peers, nodes.into_iter().collect());
         for node in open.peers.difference(&before) {
-            if self.lines.contains_key(node) {
+            if self.wires.is_up(*node) {
                 self.given_back.push_back((segment, Input::PeerUp(*node)));
             }
         }
@@ -135,7 +118,7 @@ impl<S: Store> Shard<S> {
 
     /// What is on the device is unknown: nothing of this shard is served or confirmed any more (DESIGN 6).
     fn on_failed(&mut self, now: Time, reason: String) {
-        tracing::error!(shard = self.around.shard, %reason, "the device failed; this shard's replicas are out of service");
+        tracing::error!(shard = self.shard, %reason, "the device failed; this shard's replicas are out of service");
         self.failed = Some(reason);
         self.waiting.clear();
         for segment in self.segments() {

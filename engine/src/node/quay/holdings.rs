@@ -6,13 +6,13 @@
 use engine_core::config::Config;
 use engine_core::ids::{Incarnation, NodeId, PermitId, SegmentId, Seq};
 use engine_core::limits::CREATING_HELD_MAX;
-use engine_core::message::{Peer, ToAuthority};
+use engine_core::message::{Lane, Peer, ToAuthority};
 use engine_core::record::{Meta, Record, Recovered};
 use engine_core::remirror::newcomer::{self, Newcomer};
 use engine_core::replica::io::Input;
 use engine_core::time::Time;
 
-use super::{Shard, Slot, Waiting};
+use super::{Quay, Slot, Waiting, Wires};
 use crate::store::Store;
 
 /// A replica whose first record is not durable yet.
@@ -37,7 +37,7 @@ impl Creating {
     }
 }
 
-impl<S: Store> Shard<S> {
+impl<S: Store, W: Wires> Quay<S, W> {
     pub(super) fn create_for_authority(&mut self, now: Time, config: &Config) {
         let (segment, incarnation) = (config.segment, config.incarnation);
         let answer = match self.slots.get_mut(&segment) {
@@ -47,7 +47,7 @@ impl<S: Store> Shard<S> {
                 return;
             }
             Some(_) => Err("another life of this segment is here".into()),
-            None => match newcomer::created(self.around.node, config) {
+            None => match newcomer::created(self.node, config) {
                 Ok(meta) => match self.begin(now, meta, true, Vec::new()) {
                     Ok(()) => return,
                     Err(reason) => Err(reason),
@@ -55,7 +55,7 @@ impl<S: Store> Shard<S> {
                 Err(reason) => Err(reason.into()),
             },
         };
-        self.tell_authority(ToAuthority::Created { segment, incarnation, result: answer });
+        self.wires.authority(ToAuthority::Created { segment, incarnation, result: answer });
     }
 
     /// A peer's message for a segment that is not here.
@@ -67,9 +67,9 @@ impl<S: Store> Shard<S> {
         incarnation: Incarnation,
         body: Peer,
     ) {
-        match newcomer::receive(self.around.node, &body) {
+        match newcomer::receive(self.node, &body) {
             Newcomer::Ignore => {}
-            Newcomer::Answer(answer) => self.send(from, segment, incarnation, answer),
+            Newcomer::Answer(answer) => self.send(from, Lane::Live, segment, incarnation, answer),
             Newcomer::Begin(meta) if meta.config.segment != segment || meta.config.incarnation != incarnation => {}
             Newcomer::Begin(meta) => {
                 // The replica books for itself what was promised to it.
@@ -93,7 +93,7 @@ impl<S: Store> Shard<S> {
             return Err(format!(
                 "no space: {needed} extents needed, {free} of {} free in shard {}",
                 self.store.space().capacity,
-                self.around.shard
+                self.shard
             ));
         }
         tracing::info!(%segment, epoch = %meta.config.epoch, "a replica begins here");
@@ -114,7 +114,7 @@ impl<S: Store> Shard<S> {
         let Some(Slot::Creating(creating)) = self.slots.remove(&segment) else { return };
         let incarnation = creating.incarnation();
         if creating.for_authority {
-            self.tell_authority(ToAuthority::Created { segment, incarnation, result: Ok(()) });
+            self.wires.authority(ToAuthority::Created { segment, incarnation, result: Ok(()) });
         }
         let recovered = Recovered { segment, meta: creating.meta, commit: Seq(0), tail: Vec::new(), damaged: false };
         self.open(now, recovered);
@@ -129,7 +129,7 @@ impl<S: Store> Shard<S> {
         let here = self.slots.contains_key(&segment);
         let granted = self.failed.is_none()
             && (here || self.reservations.reserve(now, permit, segment, u64::from(extents), free));
-        self.tell_authority(ToAuthority::Reserved { permit, segment, granted });
+        self.wires.authority(ToAuthority::Reserved { permit, segment, granted });
     }
 
     pub(super) fn release(&mut self, now: Time, segment: SegmentId, incarnation: Incarnation) {
@@ -141,7 +141,7 @@ impl<S: Store> Shard<S> {
         };
         if here != Some(incarnation) {
             // Nothing of that life is here: what was asked for is so already.
-            return self.tell_authority(ToAuthority::Released { segment, incarnation });
+            return self.wires.authority(ToAuthority::Released { segment, incarnation });
         }
         tracing::info!(%segment, "the replica here is no longer needed; it is dropped");
         // Whoever waits at it hears that it goes.
@@ -158,6 +158,6 @@ impl<S: Store> Shard<S> {
             // The store has forgotten it: whatever was still asked of it gets no answer.
             self.waiting.retain(|_, waiting| waiting.segment() != segment);
         }
-        self.tell_authority(ToAuthority::Released { segment, incarnation });
+        self.wires.authority(ToAuthority::Released { segment, incarnation });
     }
 }

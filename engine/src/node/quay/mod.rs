@@ -1,0 +1,374 @@
+//! The replicas' machines of one shard, tied to its store: who gets which input, and what becomes of each effect.
+//!
+//! A machine's effects are run in order. Whatever an effect's `then` holds runs when the store says its write is
+//! durable, and only if the machine that asked is still the one that is here. Nothing here waits, reads a clock or
+//! knows a socket: what is said goes out by [`Wires`]. So a node's shard and a simulated node run the same code. No
+//! decision is made here.
+
+mod effects;
+mod figures;
+mod holdings;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use engine_core::ids::{Epoch, ExtentIndex, Incarnation, NodeId, SegmentId};
+use engine_core::message::{
+    Decision, FromAuthority, Lane, Outcome, Peer, PeerMessage, Refusal, Reply, Request, ToAuthority,
+};
+use engine_core::random::Random;
+use engine_core::record::Recovered;
+use engine_core::remirror::reservation::Reservations;
+use engine_core::replica::Replica;
+use engine_core::replica::io::{ClientRef, Effect, Effects, Input, ReadPurpose};
+use engine_core::time::{Span, Time};
+
+use crate::store::{Event, Store, Ticket};
+
+pub use figures::Figures;
+
+/// Where what the machines say goes. Nothing of it waits; what cannot be sent is lost, and its sender asks again.
+pub trait Wires {
+    /// To a peer, by this lane.
+    fn peer(&mut self, to: NodeId, lane: Lane, message: PeerMessage);
+
+    /// Whether the live connection to this peer is up.
+    fn is_up(&self, peer: NodeId) -> bool;
+
+    /// To a client.
+    fn client(&mut self, client: ClientRef, reply: Reply);
+
+    /// To the authority.
+    fn authority(&mut self, message: ToAuthority);
+}
+
+/// A machine in its place.
+struct Open {
+    /// Tells this machine from an earlier one of the same segment.
+    birth: u64,
+    incarnation: Incarnation,
+    replica: Box<Replica>,
+    /// Whom it wants connections to.
+    peers: BTreeSet<NodeId>,
+}
+
+/// What is here of a segment.
+enum Slot {
+    /// Its first record is on the way to the device.
+    Creating(holdings::Creating),
+    /// At work.
+    Open(Open),
+    /// Its drop is on the way to the device.
+    Dropping,
+}
+
+/// What waits for the store.
+enum Waiting {
+    /// A machine's write.
+    Then { segment: SegmentId, birth: u64, effects: Vec<Effect>, copied: u64 },
+    /// A machine's read.
+    Read { segment: SegmentId, birth: u64, purpose: ReadPurpose },
+    /// A machine's read of an extent.
+    Extent { segment: SegmentId, birth: u64, to: NodeId, extent: ExtentIndex },
+    /// A replica's first record.
+    Create(SegmentId),
+    /// A replica's last record.
+    Drop(SegmentId, Incarnation),
+}
+
+impl Waiting {
+    fn segment(&self) -> SegmentId {
+        match self {
+            Self::Then { segment, .. }
+            | Self::Read { segment, .. }
+            | Self::Extent { segment, .. }
+            | Self::Create(segment)
+            | Self::Drop(segment, _) => *segment,
+        }
+    }
+}
+
+/// The machines of one shard over its store.
+pub struct Quay<S, W> {
+    node: NodeId,
+    shard: u16,
+    store: S,
+    wires: W,
+    /// What the store found, until the machines are opened.
+    found: Vec<Recovered>,
+    serving: bool,
+    grace: Span,
+    slots: BTreeMap<SegmentId, Slot>,
+    waiting: HashMap<Ticket, Waiting>,
+    last_ticket: u64,
+    last_birth: u64,
+    reservations: Reservations,
+    /// Inputs that effects gave back, in order.
+    given_back: VecDeque<(SegmentId, Input)>,
+    effects: Effects,
+    peers_changed: bool,
+    copied_bytes: u64,
+    /// Why the store can no longer write.
+    failed: Option<String>,
+    random: Random,
+}
+
+impl<S: Store, W: Wires> Quay<S, W> {
+    /// The machines of `shard` of `node`, not opened yet.
+    pub fn new(node: NodeId, shard: u16, seed: u64, mut store: S, wires: W) -> Self {
+        let found = store.take_recovered();
+        Self {
+            node,
+            shard,
+            store,
+            wires,
+            found,
+            serving: false,
+            grace: Span::ZERO,
+            slots: BTreeMap::new(),
+            waiting: HashMap::new(),
+            last_ticket: 0,
+            last_birth: 0,
+            reservations: Reservations::new(),
+            given_back: VecDeque::new(),
+            effects: Effects::new(),
+            peers_changed: false,
+            copied_bytes: 0,
+            failed: None,
+            random: Random::new(seed),
+        }
+    }
+
+    /// Where what is said goes.
+    pub const fn wires(&mut self) -> &mut W {
+        &mut self.wires
+    }
+
+    /// The store, to look at.
+    pub const fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// The store.
+    pub const fn store_mut(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    /// Whether the machines are open.
+    pub const fn is_serving(&self) -> bool {
+        self.serving
+    }
+
+    /// Why the store can no longer write, if so.
+    pub fn failure(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    /// How much was handed to the store and is not done.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether nothing is queued or in flight.
+    pub fn is_quiet(&self) -> bool {
+        self.failed.is_some() || (self.waiting.is_empty() && self.store.is_quiet())
+    }
+
+    /// Opens the machines; from here on it takes part. A second time does nothing.
+    pub fn serve(&mut self, now: Time, grace: Span) {
+        if self.serving {
+            return;
+        }
+        (self.serving, self.grace) = (true, grace);
+        for recovered in std::mem::take(&mut self.found) {
+            self.open(now, recovered);
+        }
+        self.settle_given_back(now);
+    }
+
+    /// Time passes.
+    pub fn tick(&mut self, now: Time) {
+        self.tell_all(now, &Input::Tick);
+    }
+
+    /// The node stops on purpose.
+    pub fn stop(&mut self, now: Time) {
+        self.tell_all(now, &Input::Stopping);
+    }
+
+    /// A client's connection is gone.
+    pub fn client_gone(&mut self, now: Time, client: ClientRef) {
+        self.tell_all(now, &Input::ClientGone(client));
+    }
+
+    /// The live connection to a peer is up; [`Wires::is_up`] says so already.
+    pub fn peer_up(&mut self, now: Time, node: NodeId) {
+        self.tell_those_with(now, node, &Input::PeerUp(node));
+    }
+
+    /// It is gone.
+    pub fn peer_down(&mut self, now: Time, node: NodeId, refused: bool) {
+        self.tell_those_with(now, node, &Input::PeerDown { node, refused });
+    }
+
+    /// A peer said this.
+    pub fn peer_said(&mut self, now: Time, from: NodeId, message: PeerMessage) {
+        if !self.serving {
+            return;
+        }
+        let PeerMessage { segment, incarnation, body } = message;
+        match self.slots.get_mut(&segment) {
+            Some(Slot::Open(open)) if open.incarnation == incarnation => {
+                self.handle(now, segment, Input::Peer { from, message: body });
+            }
+            Some(Slot::Creating(creating)) => creating.hold(from, incarnation, body),
+            // Another life of the segment (I11), or one that is just going away: nobody here to listen.
+            Some(Slot::Open(_) | Slot::Dropping) => {}
+            None => self.on_peer_of_nothing(now, from, segment, incarnation, body),
+        }
+        self.settle_given_back(now);
+    }
+
+    /// A client asks.
+    pub fn client_asks(&mut self, now: Time, client: ClientRef, request: Request) {
+        let refusal = match self.slots.get(&request.segment) {
+            Some(Slot::Open(_)) => {
+                let segment = request.segment;
+                self.handle(now, segment, Input::Client { client, request });
+                return self.settle_given_back(now);
+            }
+            Some(Slot::Creating(_)) => Refusal::Busy,
+            None if !self.serving => Refusal::Busy,
+            Some(Slot::Dropping) | None => Refusal::Unknown,
+        };
+        let outcome = Outcome::Refused(refusal);
+        let Request { segment, session, request, .. } = request;
+        self.wires.client(client, Reply { segment, epoch: Epoch(0), session, request, outcome });
+    }
+
+    /// The authority says this about a segment of this shard.
+    pub fn authority_said(&mut self, now: Time, said: FromAuthority) {
+        match said {
+            FromAuthority::Create { config } => self.create_for_authority(now, &config),
+            FromAuthority::Reserve { permit, segment, extents } => self.reserve(now, permit, segment, extents),
+            FromAuthority::Release { segment, incarnation } => self.release(now, segment, incarnation),
+            FromAuthority::Granted { segment, permit, target } => {
+                self.handle(now, segment, Input::Granted { permit, target });
+            }
+            FromAuthority::Fence { segment, generation } => self.handle(now, segment, Input::Fence(generation)),
+            FromAuthority::Decided(decision) => {
+                let segment = decided_segment(&decision);
+                self.handle(now, segment, Input::Decided(decision));
+            }
+            FromAuthority::Registered { .. } | FromAuthority::RegisterRefused(_) | FromAuthority::Nodes(_) => {
+                debug_assert!(false, "the authority's session keeps these");
+            }
+        }
+        self.settle_given_back(now);
+    }
+
+    /// Moves the store along and runs what hung on it. `true`: there is more to do at once.
+    pub fn advance(&mut self, now: Time, events: &mut Vec<Event>) -> bool {
+        /// Rounds before other tasks of the thread have their turn.
+        const ROUNDS: usize = 8;
+        for _ in 0..ROUNDS {
+            self.store.poll(events);
+            if events.is_empty() {
+                return false;
+            }
+            for event in events.drain(..) {
+                self.on_event(now, event);
+            }
+            self.settle_given_back(now);
+        }
+        true
+    }
+
+    /// Whether [`Quay::wanted`] may have changed since this was asked last.
+    pub const fn take_peers_changed(&mut self) -> bool {
+        std::mem::replace(&mut self.peers_changed, false)
+    }
+
+    /// Whom the machines want connections to.
+    pub fn wanted(&self) -> BTreeSet<NodeId> {
+        let peers = self.machines().flat_map(|open| open.peers.iter().copied());
+        peers.filter(|node| *node != self.node).collect()
+    }
+
+    /// The machine of a segment.
+    pub fn replica(&self, segment: SegmentId) -> Option<&Replica> {
+        match self.slots.get(&segment) {
+            Some(Slot::Open(open)) => Some(&open.replica),
+            _ => None,
+        }
+    }
+
+    /// Segments of which something is here.
+    pub fn segments(&self) -> Vec<SegmentId> {
+        self.slots.keys().copied().collect()
+    }
+
+    /// Opens a machine. Which of its peers are there it hears once it has named them.
+    fn open(&mut self, now: Time, recovered: Recovered) {
+        self.last_birth += 1;
+        let (segment, incarnation) = (recovered.segment, recovered.meta.config.incarnation);
+        let seed = self.random.next_u64();
+        let mut replica = Box::new(Replica::open(self.node, recovered, self.grace, now, seed));
+        replica.start(&mut self.effects);
+        let open = Open { birth: self.last_birth, incarnation, replica, peers: BTreeSet::new() };
+        self.slots.insert(segment, Slot::Open(open));
+        self.run_what_it_says(segment, self.last_birth);
+    }
+
+    /// Gives an input to a machine and runs what comes out.
+    fn handle(&mut self, now: Time, segment: SegmentId, input: Input) {
+        let Some(Slot::Open(open)) = self.slots.get_mut(&segment) else { return };
+        open.replica.handle(now, input, &mut self.effects);
+        let birth = open.birth;
+        self.run_what_it_says(segment, birth);
+    }
+
+    fn run_what_it_says(&mut self, segment: SegmentId, birth: u64) {
+        let effects: Vec<_> = self.effects.drain().collect();
+        self.run_effects(segment, birth, effects);
+    }
+
+    /// Hands back what effects produced, until there is no more. Ends, because only a bounded number of inputs makes
+    /// more of them: each belongs to a request, a page or a write.
+    fn settle_given_back(&mut self, now: Time) {
+        while let Some((segment, input)) = self.given_back.pop_front() {
+            self.handle(now, segment, input);
+        }
+    }
+
+    fn tell_all(&mut self, now: Time, input: &Input) {
+        for segment in self.segments() {
+            self.handle(now, segment, input.clone());
+        }
+        self.settle_given_back(now);
+    }
+
+    fn tell_those_with(&mut self, now: Time, node: NodeId, input: &Input) {
+        for segment in self.segments() {
+            if matches!(self.slots.get(&segment), Some(Slot::Open(open)) if open.peers.contains(&node)) {
+                self.handle(now, segment, input.clone());
+            }
+        }
+        self.settle_given_back(now);
+    }
+
+    fn machines(&self) -> impl Iterator<Item = &Open> {
+        self.slots.values().filter_map(|slot| if let Slot::Open(open) = slot { Some(open) } else { None })
+    }
+
+    fn send(&mut self, to: NodeId, lane: Lane, segment: SegmentId, incarnation: Incarnation, body: Peer) {
+        self.wires.peer(to, lane, PeerMessage { segment, incarnation, body });
+    }
+}
+
+/// The segment a decision is about.
+pub(crate) fn decided_segment(decision: &Decision) -> SegmentId {
+    match decision {
+        Decision::Installed(config) | Decision::Conflict(config) | Decision::Denied(config, _) => config.segment,
+        Decision::Unknown(segment) => *segment,
+    }
+}
