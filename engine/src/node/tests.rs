@@ -26,7 +26,7 @@ use super::start::{self, StartError};
 use crate::wire::{self, Hello, Inbound, Local, Message, Outbox, Who};
 
 const CLUSTER: ClusterId = ClusterId(0xC1);
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const SIZE: u64 = 192 << 20;
 
 /// A node on a thread of its own.
