@@ -23,4 +23,5 @@ pub mod random;
 pub mod record;
 pub mod remirror;
 pub mod replica;
+pub mod sabotage;
 pub mod time;

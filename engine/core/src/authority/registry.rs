@@ -14,6 +14,7 @@ use super::{Authority, Frozen, volumes};
 use crate::ids::{BootId, Incarnation, NodeId, SegmentId};
 use crate::limits::{ADDRESS_BYTES_MAX, NODE_SILENCE, NODES_MAX, REPORT_EVERY, SESSION_GRACE, SHARDS_MAX};
 use crate::message::{FromAuthority, NodeAddress, Registration, Report, ToAuthority};
+use crate::sabotage::{Invariant, breaks};
 use crate::time::{Span, Time};
 
 /// What is known of a node for now.
@@ -96,7 +97,7 @@ impl Authority {
             effects.push(Effect::Refuse { session, reason });
             return;
         }
-        if registration.revision > self.books.cluster().revision {
+        if registration.revision > self.books.cluster().revision && !breaks(Invariant::I11) {
             self.on_newer_revision(node, registration.revision, effects);
         }
         let changed = self.frozen.is_none() && self.record_node(boot, registration);

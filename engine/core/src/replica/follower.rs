@@ -14,6 +14,7 @@ use crate::ids::{Epoch, NodeId, Seq};
 use crate::limits::{ELECTION_STAGGER, SILENCE, WINDOW_BYTES, WINDOW_ENTRIES};
 use crate::message::Peer;
 use crate::record::{Change, Entry, Record, Standing};
+use crate::sabotage::{Invariant, breaks};
 use crate::time::{Span, Time};
 
 /// A member that does not lead.
@@ -66,6 +67,9 @@ impl Replica {
         let config = &self.meta.config;
         if now < follower.not_before || !config.electable.contains(&self.node) || !self.is_trusted() {
             return;
+        }
+        if config.primary == self.node && breaks(Invariant::I6) {
+            return self.begin(now, self.meta.config.clone(), Span::ZERO, effects);
         }
         let suspected_at = if config.primary == self.node {
             follower.heard

@@ -20,6 +20,7 @@ use crate::lease::Granted;
 use crate::message::{Decision, Op, Outcome, Peer, Refusal, Reply, Request};
 use crate::random::Random;
 use crate::record::{Meta, Record, Recovered, Standing};
+use crate::sabotage::{Invariant, breaks};
 use crate::time::{Span, Time};
 
 mod candidate;
@@ -316,7 +317,8 @@ impl Replica {
 
     /// Whether the own device keeps up: who cannot write does not say that all is well (I8).
     fn is_healthy(&self, now: Time) -> bool {
-        self.writing_since.is_none_or(|since| now.since(since) < crate::limits::PREPARE_DEADLINE)
+        breaks(Invariant::I8)
+            || self.writing_since.is_none_or(|since| now.since(since) < crate::limits::PREPARE_DEADLINE)
     }
 
     /// The log that is written to now.
@@ -343,7 +345,7 @@ impl Replica {
     fn commit_to(&mut self, through: Seq, effects: &mut Effects) -> bool {
         let moved = self.log.commit_to(through);
         if moved {
-            effects.push(Effect::Commit(through));
+            effects.push(Effect::Commit(if breaks(Invariant::I4) { self.log.last() } else { through }));
         }
         moved
     }

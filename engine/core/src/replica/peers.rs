@@ -8,6 +8,7 @@ use alloc::collections::BTreeMap;
 use crate::config::Config;
 use crate::ids::{NodeId, Seq};
 use crate::limits::{LEASE, PREPARE_DEADLINE};
+use crate::sabotage::{Invariant, breaks};
 use crate::time::Time;
 
 /// What a primary knows of one other node of its set.
@@ -80,6 +81,7 @@ impl Peers {
     /// Last entry that everybody who counts holds; `None` while one of them has not adopted the log.
     pub(super) fn acked_by_all(&self) -> Option<Seq> {
         let counting = self.0.values().filter(|peer| matches!(peer.join, None | Some(Join::Joining)));
+        let counting = counting.filter(|peer| peer.synced || !breaks(Invariant::I5));
         counting.map(|peer| peer.acked).try_fold(Seq(u64::MAX), |lowest, acked| Some(lowest.min(acked?)))
     }
 
@@ -130,7 +132,7 @@ impl PeerState {
 
     /// Whether a member with this state is lost (I8: the prepare deadline counts, whatever its lease says).
     pub(super) fn is_lost(&self, refused: bool, now: Time) -> bool {
-        let late = self.owes_since.is_some_and(|since| now.since(since) >= PREPARE_DEADLINE);
+        let late = self.owes_since.is_some_and(|since| now.since(since) >= PREPARE_DEADLINE) && !breaks(Invariant::I8);
         self.broken || refused || !self.sealed && (late || now.since(self.heard) >= LEASE)
     }
 }

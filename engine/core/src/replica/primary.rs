@@ -23,6 +23,7 @@ use crate::limits::{
 };
 use crate::message::{Op, Outcome, Peer, Refusal, Request, ToAuthority};
 use crate::record::{Blocks, Change, Entry, Record};
+use crate::sabotage::{Invariant, breaks};
 use crate::time::{Span, Time};
 
 /// The state of leading.
@@ -68,7 +69,7 @@ impl Replica {
         self.role = Role::Primary(alloc::boxed::Box::new(Primary {
             reign: epoch,
             began_with: self.log.last(),
-            resolved: false,
+            resolved: breaks(Invariant::I9),
             lease_wait: (lease_left > Span::ZERO).then(|| now + lease_left),
             lease: Held::default(),
             peers,
@@ -111,7 +112,7 @@ impl Replica {
     pub(super) fn primary_request(&mut self, now: Time, client: ClientRef, request: Request, effects: &mut Effects) {
         let Role::Primary(primary) = &mut self.role else { return };
         let config = &self.meta.config;
-        if request.generation != config.generation {
+        if request.generation != config.generation && !breaks(Invariant::I2) {
             // Higher: the fence of that attachment has not reached this primary; its client comes again.
             let fenced = request.generation < config.generation;
             let refusal = if fenced { Refusal::Fenced(config.generation) } else { Refusal::Busy };
@@ -222,7 +223,7 @@ impl Replica {
             return;
         }
         let Some(everywhere) = primary.peers.acked_by_all() else { return };
-        let through = everywhere.min(durable);
+        let through = if breaks(Invariant::I3) { durable } else { everywhere.min(durable) };
         if !primary.resolved && through >= primary.began_with {
             primary.resolved = true;
         }
@@ -272,7 +273,8 @@ impl Replica {
     fn leases_hold(&self, now: Time) -> bool {
         let Role::Primary(primary) = &self.role else { return false };
         let others = self.meta.config.members.iter().copied().filter(|node| *node != self.node);
-        primary.lease.covers(others, now) && primary.lease_wait.is_none_or(|until| until <= now)
+        breaks(Invariant::I7)
+            || primary.lease.covers(others, now) && primary.lease_wait.is_none_or(|until| until <= now)
     }
 
     fn serve_reads(&mut self, now: Time, effects: &mut Effects) {
@@ -291,7 +293,7 @@ impl Replica {
             let (Op::Read { block, count } | Op::Allocation { block, count }) = asked.request.op else { continue };
             // I5: what this epoch began with may have been acknowledged by an earlier one; until it is committed here, a
             // block it touches has no value to show.
-            if undecided && self.log.touches(block, count) {
+            if undecided && self.log.touches(block, count) && !breaks(Invariant::I9) {
                 kept.push_back(asked);
                 continue;
             }
