@@ -8,10 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine_core::ids::{ClusterId, Revision};
-use engine_core::limits::{
-    HELLO_DEADLINE, LIST_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, REPORT_EVERY, REPORT_SEGMENTS_MAX,
-};
-use engine_core::message::{Decision, FromAuthority, Lane, NodeAddress, Registration, Report, ToAuthority};
+use engine_core::limits::{HELLO_DEADLINE, LIST_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, REPORT_EVERY};
+use engine_core::message::{Decision, FromAuthority, Lane, NodeAddress, Registration, ToAuthority};
 use engine_core::remirror::backoff::Backoff;
 use engine_core::time::Span;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -228,27 +226,9 @@ async fn report(shards: Vec<ShardBox>, outbox: Outbox) {
             // A shard that is stuck must not silence the others.
             let _ = tokio::time::timeout(FIGURES_WAIT, ask).await;
         }
-        let report = sum(&known.borrow());
+        let report = quay::report(&known.borrow());
         if outbox.try_send(&Message::ToAuthority(ToAuthority::Report(report))).is_err() && outbox.is_closed() {
             return;
         }
     }
-}
-
-/// The node's report out of its shards' figures.
-fn sum(figures: &[Figures]) -> Report {
-    let mut report = Report::default();
-    for shard in figures {
-        report.booked += shard.space.booked;
-        report.used += shard.space.used;
-        report.replicas += shard.replicas;
-        report.serving += shard.serving;
-        report.not_serving.extend(&shard.not_serving);
-        report.copies.extend(shard.copies.iter().cloned());
-        report.copied_bytes += shard.copied_bytes;
-        report.corrupt_blocks += shard.corrupt_blocks;
-    }
-    report.not_serving.truncate(REPORT_SEGMENTS_MAX);
-    report.copies.truncate(REPORT_SEGMENTS_MAX);
-    report
 }

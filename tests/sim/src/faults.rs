@@ -259,7 +259,7 @@ impl World {
         self.compare(&written);
         for place in self.places.values() {
             if let Some(process) = &place.process {
-                process.store.audit();
+                process.quay.store().audit();
             }
         }
     }

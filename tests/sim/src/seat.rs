@@ -10,7 +10,7 @@ use engine_core::message::{FromAuthority, NodeAddress, Registration, ToAuthority
 use engine_core::time::Span;
 
 use crate::checkers;
-use crate::node::{CLUSTER, Process};
+use crate::node::CLUSTER;
 use crate::world::{Event, World};
 
 impl World {
@@ -65,12 +65,12 @@ impl World {
             zone: place.zone.clone(),
             device: process.superblock.device,
             boot: process.superblock.boot,
-            capacity: engine::store::Store::space(&process.store).capacity,
+            capacity: engine::store::Store::space(process.quay.store()).capacity,
             revision: Revision(0),
         };
         let boot = BootId(u128::from(life));
         self.tell_authority(Input::Register { session, boot, registration });
-        let part = self.places[&node].process.as_ref().map(Process::replicas).unwrap_or_default();
+        let part = self.places[&node].process.as_ref().map(|process| process.quay.replicas()).unwrap_or_default();
         self.after(Span(300_000), Event::ToAuthority { session, message: ToAuthority::Replicas { part, last: true } });
         self.after(Span(400_000), Event::Report { node, session });
     }

@@ -73,7 +73,7 @@ fn heal(w: &mut World) {
         let place = w.places.get_mut(&node).expect("a node");
         place.disk_slow = Span(200_000);
         place.disk.fail_writes(0);
-        if place.process.as_ref().is_some_and(|process| process.failed) {
+        if place.process.as_ref().is_some_and(|process| process.quay.failure().is_some()) {
             w.crash(node, true);
         }
         w.start(node);

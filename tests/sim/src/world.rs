@@ -331,15 +331,14 @@ impl World {
             // Operations end in any order, and some together.
             let many = self.random.between(1, 3);
             for _ in 0..many {
-                let running = process.store.device().running() as u64;
+                let running = process.device().running() as u64;
                 if running > 0 {
                     let index = self.random.between(0, running - 1) as usize;
-                    process.store.device_mut().finish(index);
+                    process.device().finish(index);
                 }
             }
         }
-        process.hear(now, heard);
-        let out = std::mem::take(&mut process.out);
+        let out = process.hear(now, heard);
         self.schedule_disk(node);
         for out in out {
             self.put(node, out);
@@ -351,7 +350,7 @@ impl World {
 
     fn schedule_disk(&mut self, node: NodeId) {
         let Some(place) = self.places.get_mut(&node) else { return };
-        let running = place.process.as_ref().is_some_and(|process| process.store.device().running() > 0);
+        let running = place.process.as_mut().is_some_and(|process| process.device().running() > 0);
         if running && !place.disk_due {
             place.disk_due = true;
             let (slow, life) = (place.disk_slow.0, place.life);

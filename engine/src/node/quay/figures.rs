@@ -2,7 +2,7 @@
 
 use engine_core::ids::SegmentId;
 use engine_core::limits::REPORT_SEGMENTS_MAX;
-use engine_core::message::{CopyReport, ReplicaReport};
+use engine_core::message::{CopyReport, ReplicaReport, Report};
 
 use super::{Quay, Wires};
 use crate::store::{Space, Store};
@@ -69,4 +69,23 @@ impl<S: Store, W: Wires> Quay<S, W> {
         }));
         list
     }
+}
+
+/// A node's report out of its shards' figures.
+#[must_use]
+pub fn report(shards: &[Figures]) -> Report {
+    let mut report = Report::default();
+    for shard in shards {
+        report.booked += shard.space.booked;
+        report.used += shard.space.used;
+        report.replicas += shard.replicas;
+        report.serving += shard.serving;
+        report.not_serving.extend(&shard.not_serving);
+        report.copies.extend(shard.copies.iter().cloned());
+        report.copied_bytes += shard.copied_bytes;
+        report.corrupt_blocks += shard.corrupt_blocks;
+    }
+    report.not_serving.truncate(REPORT_SEGMENTS_MAX);
+    report.copies.truncate(REPORT_SEGMENTS_MAX);
+    report
 }

@@ -24,7 +24,7 @@ use engine_core::time::{Span, Time};
 
 use crate::store::{Event, Store, Ticket};
 
-pub use figures::Figures;
+pub use figures::{Figures, report};
 
 /// Where what the machines say goes. Nothing of it waits; what cannot be sent is lost, and its sender asks again.
 pub trait Wires {

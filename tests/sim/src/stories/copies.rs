@@ -29,7 +29,7 @@ fn catch_up_copies_only_what_changed(seed: u64) {
     w.expect_done(Span::seconds(5));
     w.start(backup);
     expect_whole(&mut w, Span::seconds(10));
-    let copied = w.places[&backup].process.as_ref().expect("up").copied_bytes;
+    let copied = w.places[&backup].process.as_ref().expect("up").quay.figures().copied_bytes;
     // What was committed when it died and unknown to it may come as well: the last writes before.
     assert!(copied <= 4 * EXTENT_SIZE, "{copied} bytes for two changed extents");
     w.verify();
@@ -46,9 +46,9 @@ fn a_lost_copy_is_made_anew_elsewhere_and_the_old_one_is_released(seed: u64) {
     w.start(lost);
     w.expect("the stale copy is released", Span::seconds(10), |w| {
         let process = w.places[&lost].process.as_ref();
-        process.is_some_and(|process| process.serving && process.segments().is_empty())
+        process.is_some_and(|process| process.quay.is_serving() && process.quay.segments().is_empty())
     });
-    assert_eq!(engine::store::Store::space(&w.places[&lost].process.as_ref().expect("up").store).booked, 0);
+    assert_eq!(engine::store::Store::space(w.places[&lost].process.as_ref().expect("up").quay.store()).booked, 0);
     w.run(Span::seconds(5));
     assert!(w.role(lost, segment).is_none(), "nothing resurrects");
     w.verify();
