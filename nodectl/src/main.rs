@@ -20,6 +20,7 @@ mod nbd;
 mod node;
 mod output;
 mod reach;
+mod scratch;
 mod signals;
 mod status;
 mod units;

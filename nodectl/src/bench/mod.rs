@@ -1,6 +1,7 @@
 //! `nodectl bench`: how fast it is, with the percentiles that matter.
 
 pub(crate) mod cpu;
+pub(crate) mod failover;
 pub(crate) mod io;
 
 use clap::Subcommand;
@@ -13,11 +14,14 @@ use crate::failure::Failure;
 pub(crate) enum Bench {
     /// Reads and writes of one volume, by the native client or through NBD. Overwrites the volume's data.
     Io(io::Args),
+    /// How long a client gets no answer when something fails: on a cluster of its own, fault by fault.
+    Failover(failover::Args),
 }
 
 /// Runs one of them.
 pub(crate) fn run(global: &Global, bench: Bench) -> Result<(), Failure> {
     match bench {
         Bench::Io(args) => io::run(global, args),
+        Bench::Failover(args) => failover::run(global, &args),
     }
 }

@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -29,11 +30,17 @@ pub(crate) fn authority(dir: &Dir, settings: &Settings, file: &ClusterFile) -> R
         "--grace".into(),
         settings.grace_ms.div_ceil(1000).to_string().into(),
     ];
-    spawn(&dir.authority(), &args)
+    spawn(&dir.authority(), &args, None)
 }
 
-/// Starts a node.
-pub(crate) fn node(dir: &Dir, settings: &Settings, authority: &str, node: &NodeEntry) -> Result<Child, Failure> {
+/// Starts a node, in a network namespace of its own if one is given.
+pub(crate) fn node(
+    dir: &Dir,
+    settings: &Settings,
+    authority: &str,
+    node: &NodeEntry,
+    namespace: Option<RawFd>,
+) -> Result<Child, Failure> {
     let args: Vec<OsString> = vec![
         "noded".into(),
         "--id".into(),
@@ -53,11 +60,21 @@ pub(crate) fn node(dir: &Dir, settings: &Settings, authority: &str, node: &NodeE
         "--shards".into(),
         settings.shards.to_string().into(),
     ];
-    spawn(&dir.node(node.id), &args)
+    spawn(&dir.node(node.id), &args, namespace)
+}
+
+/// Moves this thread into a network namespace. For use between fork and exec: one system call, nothing allocated.
+pub(crate) fn enter(namespace: RawFd) -> std::io::Result<()> {
+    // SAFETY: setns is async-signal-safe and takes plain numbers.
+    if unsafe { libc::setns(namespace, libc::CLONE_NEWNET) } == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }
 
 /// Starts this executable with `args`; what it says goes to `home/log`.
-fn spawn(home: &Path, args: &[OsString]) -> Result<Child, Failure> {
+fn spawn(home: &Path, args: &[OsString], namespace: Option<RawFd>) -> Result<Child, Failure> {
     fs::create_dir_all(home).could_not(|| format!("make the directory {}", home.display()))?;
     let path = home.join("log");
     let log = File::options().create(true).append(true).open(&path).could_not(|| format!("open {}", path.display()))?;
@@ -67,6 +84,9 @@ fn spawn(home: &Path, args: &[OsString]) -> Result<Child, Failure> {
     command.arg0("nodectl").args(args).stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
     let parent = std::process::id();
     let before_exec = move || {
+        if let Some(namespace) = namespace {
+            enter(namespace)?;
+        }
         // SAFETY: prctl and getppid are async-signal-safe and touch no memory of ours.
         let parent_now = unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -75,7 +95,7 @@ fn spawn(home: &Path, args: &[OsString]) -> Result<Child, Failure> {
         // The parent may have died before the line above.
         if u32::try_from(parent_now) == Ok(parent) { Ok(()) } else { Err(std::io::ErrorKind::Interrupted.into()) }
     };
-    // SAFETY: the closure only makes the two system calls above; it allocates nothing.
+    // SAFETY: the closure only makes the system calls above; it allocates nothing.
     unsafe { command.pre_exec(before_exec) };
     command.spawn().could_not(|| format!("start {} (log: {})", args[0].to_string_lossy(), path.display()))
 }

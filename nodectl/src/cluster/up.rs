@@ -62,7 +62,7 @@ pub(crate) struct Args {
 
 impl Args {
     /// The settings of a new cluster.
-    fn fresh(&self) -> Settings {
+    pub(crate) fn fresh(&self) -> Settings {
         let grace = self.grace.unwrap_or(Duration::from_secs(5));
         Settings {
             nodes: self.nodes.unwrap_or(6),
@@ -270,7 +270,7 @@ impl Supervisor {
             Who::Authority => child::authority(&self.dir, &self.settings, &self.file)?,
             Who::Node(id) => {
                 let entry = self.entry(id).clone();
-                child::node(&self.dir, &self.settings, &self.file.authority, &entry)?
+                child::node(&self.dir, &self.settings, &self.file.authority, &entry, None)?
             }
         };
         let pid = child.id();
@@ -436,7 +436,7 @@ fn illegal(who: Who, what: &str) -> Failure {
 }
 
 /// A new cluster: ids, zones, free ports, devices.
-fn fresh_file(dir: &Dir, settings: &Settings) -> Result<ClusterFile, Failure> {
+pub(crate) fn fresh_file(dir: &Dir, settings: &Settings) -> Result<ClusterFile, Failure> {
     let seed = getrandom::u64().map_err(|error| Failure::failed(format!("no random numbers: {error}")))?;
     let mut ports = FreePorts { random: Random::new(seed), held: Vec::new() };
     let authority = format!("http://{}", ports.next()?);

@@ -18,7 +18,7 @@ use crate::Global;
 use crate::cluster::dir::Dir;
 use crate::cluster::up;
 use crate::failure::{Exit, Failure};
-use crate::units;
+use crate::{scratch, units};
 
 /// Size of each node's device: one node must be able to hold a copy of the whole volume, when it is the last of its
 /// zone, with headroom.
@@ -43,13 +43,13 @@ pub(crate) struct Args {
 /// Tells the story and prints the report.
 pub(crate) fn run(global: &Global, args: &Args) -> Result<(), Failure> {
     let begun = Instant::now();
-    let dir = args.dir.clone().unwrap_or_else(temporary);
+    let dir = args.dir.clone().unwrap_or_else(|| scratch::temporary("demo"));
     if dir.join("cluster.json").exists() {
         return Err(Failure::new(Exit::IllegalState, format!("there is a cluster in {} already", dir.display()))
             .untouched("nothing was started")
             .next("name a new --dir, or none"));
     }
-    enough_space(&dir, u64::from(args.nodes) * DEVICE)?;
+    scratch::enough_space(&dir, u64::from(args.nodes) * DEVICE)?;
     let outcome = tell(&dir, args);
     let keep = args.dir.is_some();
     match outcome {
@@ -63,7 +63,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<(), Failure> {
         }
         Err(failure) => {
             if !keep {
-                remove_devices(&dir, args.nodes);
+                scratch::remove_devices(&dir, args.nodes);
             }
             let logs = dir.display();
             Err(failure
@@ -90,43 +90,4 @@ fn tell(dir: &Path, args: &Args) -> Result<Report, Failure> {
     let report = report?;
     stopped?;
     Ok(report)
-}
-
-/// A directory of this process: below the target directory where we were built, as `/tmp` may be memory.
-fn temporary() -> PathBuf {
-    let built = std::env::current_exe().ok();
-    let target = built.as_deref().and_then(Path::parent).and_then(Path::parent).map(|target| target.join("tmp"));
-    let place = target.filter(|place| place.is_dir()).unwrap_or_else(std::env::temp_dir);
-    place.join(format!("demo-{}", std::process::id()))
-}
-
-/// Refuses before anything is written where the disk is too small.
-fn enough_space(dir: &Path, needed: u64) -> Result<(), Failure> {
-    let existing = dir.ancestors().find(|place| place.is_dir()).unwrap_or(Path::new("."));
-    let Some(free) = free_space(existing) else { return Ok(()) };
-    if free >= needed {
-        return Ok(());
-    }
-    let what =
-        format!("the demo needs {} in {}, {} are free", units::size(needed), existing.display(), units::size(free));
-    Err(Failure::failed(what)
-        .untouched("nothing was started")
-        .next("nodectl demo --dir on a larger disk, or --nodes 4"))
-}
-
-fn free_space(place: &Path) -> Option<u64> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(place.as_os_str().as_bytes()).ok()?;
-    // SAFETY: statvfs is plain data, for which all zeros is a value.
-    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the path ends with a zero byte and the result points to a statvfs of ours.
-    let result = unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) };
-    (result == 0).then(|| stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
-fn remove_devices(dir: &Path, nodes: u16) {
-    let dir = Dir::new(dir);
-    for node in 1..=nodes {
-        let _ = std::fs::remove_file(dir.node(engine_core::ids::NodeId(node)).join("device"));
-    }
 }
