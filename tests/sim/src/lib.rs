@@ -24,9 +24,11 @@
 )]
 
 mod checkers;
+mod chronicle;
 mod client;
 mod conns;
 mod faults;
+mod linear;
 mod load;
 mod network;
 mod node;

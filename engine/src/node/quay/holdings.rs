@@ -10,6 +10,7 @@ use engine_core::message::{Lane, Peer, ToAuthority};
 use engine_core::record::{Meta, Record, Recovered};
 use engine_core::remirror::newcomer::{self, Newcomer};
 use engine_core::replica::io::Input;
+use engine_core::sabotage::{Invariant, breaks};
 use engine_core::time::Time;
 
 use super::{Quay, Slot, Waiting, Wires};
@@ -106,7 +107,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
     /// Extents no replica has booked. Promises are counted apart.
     fn unbooked(&self) -> u64 {
         let space = self.store.space();
-        space.capacity.saturating_sub(space.booked)
+        if breaks(Invariant::I13) { space.capacity } else { space.capacity.saturating_sub(space.booked) }
     }
 
     pub(super) fn created(&mut self, now: Time, segment: SegmentId) {
