@@ -1,12 +1,14 @@
-//! What must hold: acknowledged writes are read back (I3, I7), configurations form one chain (I1, I5, I10).
+//! What must hold: reads and acknowledged writes have one order ([`Linear`]; the obvious cases are named at once), nothing
+//! of a fenced attachment is acknowledged (I2), configurations form one chain (I1, I5, I10).
 
 use std::collections::BTreeMap;
 
 use engine_core::config::Config;
-use engine_core::ids::{Epoch, NodeId, SegmentId};
+use engine_core::ids::{Epoch, Generation, NodeId, SegmentId};
 use engine_core::time::Time;
 
 use crate::client::Task;
+use crate::linear::Linear;
 
 /// What is known of one block's versions.
 #[derive(Debug, Clone, Copy, Default)]
@@ -24,11 +26,14 @@ pub(crate) struct History {
     pub(crate) acknowledged: u64,
     pub(crate) reads: u64,
     pub(crate) last_ack: Time,
+    pub(crate) linear: Linear,
+    /// The newest attachment that a client was told of, and when.
+    attached: (Generation, Time),
 }
 
 impl History {
     /// New versions for these blocks; `None`: one of them is being written.
-    pub(crate) fn issue(&mut self, segment: SegmentId, block: u32, count: u32) -> Option<Vec<u64>> {
+    pub(crate) fn issue(&mut self, now: Time, segment: SegmentId, block: u32, count: u32) -> Option<Vec<u64>> {
         let range = (segment, block)..(segment, block + count);
         if self.blocks.range(range).any(|(_, known)| known.writing) {
             return None;
@@ -38,7 +43,11 @@ impl History {
             (known.issued, known.writing) = (known.issued + 1, true);
             known.issued
         };
-        Some((block..block + count).map(next).collect())
+        let versions: Vec<u64> = (block..block + count).map(next).collect();
+        for (block, version) in (block..).zip(&versions) {
+            self.linear.begins(now, (segment, block), *version, false);
+        }
+        Some(versions)
     }
 
     /// The oldest versions a read that begins now may return.
@@ -47,12 +56,15 @@ impl History {
         (block..block + count).map(floor).collect()
     }
 
-    pub(crate) fn acknowledged(&mut self, now: Time, task: &Task) {
+    pub(crate) fn acknowledged(&mut self, now: Time, by: Generation, task: &Task) {
+        let (newest, since) = self.attached;
+        assert!(by >= newest || task.begun <= since, "{by} was fenced for {newest} and has a write acknowledged (I2)");
         self.acknowledged += 1;
         self.last_ack = now;
         for (block, version) in (task.block..).zip(task.write.iter().flatten()) {
             let known = self.blocks.get_mut(&(task.segment, block)).expect("issued");
             (known.acknowledged, known.writing) = (*version, false);
+            self.linear.acknowledged(now, (task.segment, block), *version);
         }
     }
 
@@ -61,10 +73,13 @@ impl History {
         self.blocks.values().map(|block| block.acknowledged.max(block.seen)).collect()
     }
 
-    /// A write nobody waits for any more: it may be there or not.
-    pub(crate) fn abandoned(&mut self) {
-        for known in self.blocks.values_mut() {
-            known.writing = false;
+    /// An attachment is at work: what older ones left without an answer is there by now, or never will be (I2).
+    pub(crate) fn attached(&mut self, now: Time, generation: Generation) {
+        self.attached = self.attached.max((generation, now));
+        for (place, known) in &mut self.blocks {
+            if std::mem::take(&mut known.writing) {
+                self.linear.abandoned(now, *place, known.issued);
+            }
         }
     }
 
@@ -81,6 +96,7 @@ impl History {
                 known.issued
             );
             known.seen = known.seen.max(*got);
+            self.linear.read(task.begun, now, (task.segment, block), *got);
         }
     }
 }

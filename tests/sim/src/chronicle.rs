@@ -21,7 +21,10 @@ pub(crate) struct Chronicle {
 impl Chronicle {
     fn note(&mut self, node: NodeId, segment: SegmentId, incarnation: Incarnation, seq: Seq, change: u64) {
         let (known, by) = *self.committed.entry((segment, incarnation, seq)).or_insert((change, node));
-        assert!(known == change, "{segment} {incarnation}: entry {seq} of {node} is not the one that {by} committed (I4, I9)");
+        assert!(
+            known == change,
+            "{segment} {incarnation}: entry {seq} of {node} is not the one that {by} committed (I4, I9)"
+        );
     }
 }
 

@@ -220,7 +220,7 @@ impl Client {
             Outcome::Written => {
                 let Some(task) = self.tasks.remove(&id) else { return };
                 self.done += 1;
-                history.acknowledged(now, &task);
+                history.acknowledged(now, self.generation, &task);
             }
             Outcome::Data(blocks) => {
                 let Some(task) = self.tasks.remove(&id) else { return };

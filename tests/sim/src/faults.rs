@@ -49,7 +49,7 @@ impl World {
         let Ok(Answer::Map(map)) = self.call(Call::Attach(VOLUME.into(), request), Span::seconds(40)) else {
             self.fail("attach failed");
         };
-        self.history.abandoned();
+        self.history.attached(self.now, map.generation);
         let seed = self.between(0, u64::MAX - 1);
         self.client = Some(Client::new(map.generation, &map.segments, self.now, seed));
     }
@@ -68,7 +68,7 @@ impl World {
         place.life += 1;
         place.paused = None;
         let life = place.life;
-        place.process = Some(Process::start(node, &place.disk, seed));
+        place.process = Some(Process::start(node, &place.disk, seed, self.chronicle.clone()));
         self.register_soon(node, life);
         self.after(Span(1_000), Event::Node { node, life, heard: Heard::Tick });
     }
@@ -257,9 +257,12 @@ impl World {
         // Beats carry the commit point.
         self.run(Span::millis(1500));
         self.compare(&written);
+        if let Err(torn) = self.history.linear.check() {
+            self.fail(&torn.to_string());
+        }
         for place in self.places.values() {
             if let Some(process) = &place.process {
-                process.quay.store().audit();
+                process.quay.store().inner.audit();
             }
         }
     }

@@ -11,7 +11,7 @@
 //! | `seat` | the authority, its records and its sessions |
 //! | `client`, `load` | the client and what it does by itself |
 //! | `faults` | what goes wrong, and what is looked at afterwards |
-//! | `checkers` | what must hold |
+//! | `checkers`, `linear`, `chronicle` | what must hold |
 //! | `stories`, `swarm` | what happens |
 //!
 //! Invariants: one seed gives one trace, byte for byte; so nothing here asks a clock, a thread or an unordered map.

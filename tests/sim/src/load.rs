@@ -52,7 +52,7 @@ impl World {
         if self.client.as_ref().is_none_or(|client| client.fenced) {
             return false;
         }
-        let Some(versions) = self.history.issue(segment, block, count) else { return false };
+        let Some(versions) = self.history.issue(self.now, segment, block, count) else { return false };
         let now = self.now;
         if let Some(client) = &mut self.client {
             client.begin(now, segment, block, count, Some(versions), Vec::new());

@@ -1,6 +1,8 @@
 //! A simulated node: the production quay (machines over the store) with wires that end in a list.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use engine::device::memory::{Disk, MemoryDevice};
 use engine::node::quay::{self, Quay, Wires};
@@ -11,6 +13,8 @@ use engine_core::message::{FromAuthority, Lane, PeerMessage, Reply, Report, Requ
 use engine_core::replica::Replica;
 use engine_core::replica::io::ClientRef;
 use engine_core::time::Time;
+
+use crate::chronicle::{Chronicle, Watched};
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(7);
 
@@ -73,7 +77,7 @@ impl Wires for Ends {
 
 /// One run of a node.
 pub(crate) struct Process {
-    pub(crate) quay: Quay<ShardStore<MemoryDevice>, Ends>,
+    pub(crate) quay: Quay<Watched<ShardStore<MemoryDevice>>, Ends>,
     pub(crate) superblock: Superblock,
     wanted: BTreeSet<NodeId>,
     events: Vec<store::Event>,
@@ -97,7 +101,7 @@ pub(crate) fn format(node: NodeId, extents: u64) -> Disk {
 }
 
 impl Process {
-    pub(crate) fn start(node: NodeId, disk: &Disk, seed: u64) -> Self {
+    pub(crate) fn start(node: NodeId, disk: &Disk, seed: u64, chronicle: Rc<RefCell<Chronicle>>) -> Self {
         let mut whole = disk.clone();
         let superblock = store::open(&mut whole, CLUSTER, node).expect("a formatted disk");
         let region = superblock.geometry.region(0);
@@ -105,7 +109,7 @@ impl Process {
         // Operations take time: the world finishes them one by one, in any order.
         device.hold(true);
         let store = ShardStore::open(&mut whole, device, &superblock, 0).expect("a sound disk");
-        let quay = Quay::new(node, 0, seed, store, Ends::default());
+        let quay = Quay::new(node, 0, seed, Watched::new(store, node, chronicle), Ends::default());
         Self { quay, superblock, wanted: BTreeSet::new(), events: Vec::new() }
     }
 
@@ -143,7 +147,7 @@ impl Process {
     }
 
     pub(crate) fn device(&mut self) -> &mut MemoryDevice {
-        self.quay.store_mut().device_mut()
+        self.quay.store_mut().inner.device_mut()
     }
 
     pub(crate) fn replica(&self, segment: SegmentId) -> Option<&Replica> {

@@ -3,8 +3,10 @@
 //! Everything that happens is an event in one queue, ordered by time and number; every choice comes from one seeded
 //! generator. The same seed gives the same trace, byte for byte ([`World::trace`]).
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::rc::Rc;
 
 use engine::device::memory::Disk;
 use engine_core::authority::Authority;
@@ -18,6 +20,7 @@ use engine_core::replica::io::ClientRef;
 use engine_core::time::{Span, Time};
 
 use crate::checkers::History;
+use crate::chronicle::Chronicle;
 use crate::client::Client;
 use crate::network::Network;
 use crate::node::{self, Heard, Out, Process};
@@ -140,6 +143,7 @@ pub(crate) struct World {
     pub(crate) conn_busy: BTreeMap<ClientRef, (Time, Time)>,
     pub(crate) client_cut: BTreeSet<NodeId>,
     pub(crate) history: History,
+    pub(crate) chronicle: Rc<RefCell<Chronicle>>,
     pub(crate) peeked: BTreeMap<NodeId, Vec<u64>>,
     pub(crate) load: Option<crate::load::Load>,
     pub(crate) grace: Span,
@@ -204,6 +208,7 @@ impl World {
             conn_busy: BTreeMap::new(),
             client_cut: BTreeSet::new(),
             history: History::default(),
+            chronicle: Rc::default(),
             peeked: BTreeMap::new(),
             load: None,
             grace: Span::seconds(5),

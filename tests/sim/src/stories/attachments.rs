@@ -31,7 +31,7 @@ fn a_new_attachment_fences_the_old_one(seed: u64) {
     }
     w.run(Span::seconds(2));
     assert!(w.client.as_ref().is_some_and(|client| client.fenced));
-    w.history.abandoned();
+    w.history.attached(w.now, new.generation);
     w.client = Some(new);
     for block in &blocks {
         w.read(segment, *block, 1);
