@@ -24,4 +24,6 @@ pub mod record;
 pub mod remirror;
 pub mod replica;
 pub mod sabotage;
+pub mod schedule;
 pub mod time;
+pub mod wanted;

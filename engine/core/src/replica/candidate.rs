@@ -103,6 +103,14 @@ impl CatchUp {
         self.announced
     }
 
+    /// When something is to be asked for (again) if nothing comes.
+    pub(super) fn asks_at(&self) -> Option<Time> {
+        let listed = self.stream.is_some() && self.own_listed;
+        let page = self.page_due.filter(|_| listed && self.wanted.len() < COPY_PAGE);
+        let again = self.asked.values().copied().filter(|_| listed);
+        again.chain(page).min()
+    }
+
     /// From nothing or not; bytes in; bytes known to be missing.
     pub(super) fn progress(&self) -> (bool, u64, u64) {
         (self.full, self.copied, (self.wanted.len() + self.landing.len()) as u64 * EXTENT_SIZE)

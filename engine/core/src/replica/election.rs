@@ -108,7 +108,7 @@ impl Replica {
         let Role::Electing(election) = &self.role else { return };
         if let Some(proposed) = election.proposed {
             // The authority may be away: begin anew, with what the members say by then.
-            if now.since(proposed) > PROPOSAL_RETRY {
+            if now >= proposed + PROPOSAL_RETRY {
                 self.stand_for_election(now, effects);
             }
             return;
@@ -118,6 +118,16 @@ impl Replica {
             return self.propose_election(now, effects);
         }
         self.repeat_seals(now, effects);
+    }
+
+    /// When the next tick of an election changes something.
+    pub(super) fn election_wakes(&self, election: &Election) -> Time {
+        if let Some(proposed) = election.proposed {
+            return proposed + PROPOSAL_RETRY;
+        }
+        let seal = election.sealed + PAUSE;
+        let promised = election.promises.contains_key(&self.node);
+        if promised { seal.min(election.began + self.patience(election)) } else { seal }
     }
 
     /// How long to wait for those who have not promised: not at all for a process that is gone, a little for a host

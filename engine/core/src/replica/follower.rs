@@ -63,13 +63,21 @@ impl Follower {
 impl Replica {
     /// Suspects the primary: its process is gone, it was silent too long, or it is this very replica, restarted (I6).
     pub(super) fn follower_tick(&mut self, now: Time, effects: &mut Effects) {
-        let Role::Follower(follower) = &self.role else { return };
-        let config = &self.meta.config;
-        if now < follower.not_before || !config.electable.contains(&self.node) || !self.is_trusted() {
+        if self.election_due().is_none_or(|due| now < due) {
             return;
         }
-        if config.primary == self.node && breaks(Invariant::I6) {
+        if self.meta.config.primary == self.node && breaks(Invariant::I6) {
             return self.begin(now, self.meta.config.clone(), Span::ZERO, effects);
+        }
+        self.stand_for_election(now, effects);
+    }
+
+    /// When this follower stands for election if nothing more is heard.
+    pub(super) fn election_due(&self) -> Option<Time> {
+        let Role::Follower(follower) = &self.role else { return None };
+        let config = &self.meta.config;
+        if !config.electable.contains(&self.node) || !self.is_trusted() {
+            return None;
         }
         let suspected_at = if config.primary == self.node {
             follower.heard
@@ -80,9 +88,7 @@ impl Replica {
             follower.heard + SILENCE
         };
         let stagger = Span(ELECTION_STAGGER.0 * self.election_rank());
-        if suspected_at + stagger <= now {
-            self.stand_for_election(now, effects);
-        }
+        Some((suspected_at + stagger).max(follower.not_before))
     }
 
     /// Members stand one after the other, so that the first is usually the only one.

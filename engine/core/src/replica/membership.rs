@@ -10,7 +10,8 @@ use alloc::vec::Vec;
 
 use super::io::{Durable, Effect, Effects};
 use super::peers::{Join, PeerState};
-use super::{Replica, Role};
+use super::primary::Primary;
+use super::{Link, Replica, Role};
 use crate::config::Config;
 use crate::epoch;
 use crate::ids::{Epoch, NodeId, PermitId, Seq};
@@ -33,6 +34,8 @@ pub(super) struct Membership {
     proposal: Option<(Config, Time)>,
     /// No proposal before this.
     not_before: Time,
+    /// When the wish was computed last.
+    considered: Time,
     /// A member promised a higher epoch that came to nothing: the next one has to be installed all the same.
     bump: bool,
     /// To be made candidates.
@@ -57,6 +60,7 @@ impl Membership {
         Self {
             proposal: None,
             not_before: now,
+            considered: Time(0),
             bump: false,
             enlist: Vec::new(),
             invites: BTreeMap::new(),
@@ -77,6 +81,40 @@ impl Replica {
         self.ask_permit(now, effects);
         self.reconsider(now, effects);
         self.serve(now, effects);
+    }
+
+    /// When the next tick of a primary changes something if nothing happens before. Whatever waits for time in
+    /// `primary_tick` has its line here; whatever waits for an input needs none (`wake::matters`).
+    pub(super) fn primary_wakes(&self, primary: &Primary) -> Time {
+        if primary.is_waited_for() {
+            return Time(0);
+        }
+        let plans = &primary.membership;
+        let unsynced = primary.peers.0.iter().filter(|(node, peer)| !peer.synced && self.is_up(**node));
+        let ask = unsynced.map(|(_, peer)| peer.asked + ASK_AGAIN).min();
+        let invite = |node| plans.invites.get(&node).map_or(Time(0), |invite| invite.at);
+        let invite = outsiders(&self.meta.config, self.node, &self.links).map(invite).min();
+        let permit = plans.missing_since.filter(|_| primary.is_resolved() && plans.permit.is_none());
+        let permit = permit.map(|since| {
+            let pause = plans.asked_at.map_or(Time(0), |at| at + ASK_AGAIN);
+            pause.max(since + self.grace)
+        });
+        let timers = [Some(plans.beat_at), ask, invite, permit, self.reconsiders_at(primary)];
+        timers.into_iter().flatten().min().unwrap_or(plans.beat_at)
+    }
+
+    /// When time alone may change the wished configuration, or a proposal has to be repeated.
+    fn reconsiders_at(&self, primary: &Primary) -> Option<Time> {
+        let plans = &primary.membership;
+        if let Some((_, sent)) = &plans.proposal {
+            return Some(*sent + PROPOSAL_RETRY);
+        }
+        let changes = primary.peers.0.values().filter_map(|peer| match peer.join {
+            None => peer.lost_at(),
+            Some(_) => Some(peer.heard + CANDIDATE_SILENCE),
+        });
+        // What lies before the last time it was computed is in it already.
+        changes.chain([plans.not_before]).filter(|at| *at > plans.considered).min()
     }
 
     fn beat(&mut self, now: Time, effects: &mut Effects) {
@@ -277,16 +315,16 @@ impl Replica {
     }
 
     fn invite_former(&mut self, now: Time, effects: &mut Effects) {
-        let config = self.meta.config.clone();
-        let up: Vec<NodeId> = config.holders().filter(|node| *node != self.node && self.is_up(*node)).collect();
-        let seed = self.random.next_u64();
+        let config = &self.meta.config;
+        let (own, links) = (self.node, &self.links);
         let Role::Primary(primary) = &mut self.role else { return };
         let invites = &mut primary.membership.invites;
-        let is_out = |node: &NodeId| !config.is_member(*node) && !config.is_candidate(*node);
-        invites.retain(|node, _| is_out(node));
-        for node in up.into_iter().filter(is_out) {
-            let backoff = || Backoff::new(INVITE_MIN, INVITE_MAX, seed ^ u64::from(node.0));
-            let invite = invites.entry(node).or_insert_with(|| Invite { at: now, backoff: backoff() });
+        invites.retain(|node, _| is_out(config, *node));
+        for node in outsiders(config, own, links) {
+            let invite = invites.entry(node).or_insert_with(|| {
+                let seed = self.random.next_u64() ^ u64::from(node.0);
+                Invite { at: now, backoff: Backoff::new(INVITE_MIN, INVITE_MAX, seed) }
+            });
             if invite.at <= now {
                 invite.at = now + invite.backoff.pause();
                 effects.send(node, Peer::Invite { config: config.clone() });
@@ -371,7 +409,8 @@ impl Replica {
 
     /// Proposes the wanted configuration, if there is one and none is under way; repeats one that got no answer.
     fn reconsider(&mut self, now: Time, effects: &mut Effects) {
-        let wanted = self.wanted_config(now);
+        let Role::Primary(primary) = &self.role else { return };
+        let wanted = if primary.membership.proposal.is_none() { self.wanted_config(now) } else { None };
         let expected = self.meta.config.epoch;
         let Role::Primary(primary) = &mut self.role else { return };
         let plans = &mut primary.membership;
@@ -379,10 +418,11 @@ impl Replica {
             Some((config, sent)) if now.since(*sent) >= PROPOSAL_RETRY => config.clone(),
             Some(_) => return,
             None if now < plans.not_before => return,
-            None => match wanted {
-                Some(config) => config,
-                None => return,
-            },
+            None => {
+                plans.considered = now;
+                let Some(config) = wanted else { return };
+                config
+            }
         };
         plans.proposal = Some((config.clone(), now));
         effects.push(Effect::Authority(ToAuthority::Propose { expected, config, promised: false }));
@@ -485,6 +525,21 @@ impl Replica {
         }
         self.want_peers(effects);
     }
+}
+
+/// Whether a node holds a copy that counts for nothing in this configuration.
+fn is_out(config: &Config, node: NodeId) -> bool {
+    !config.is_member(node) && !config.is_candidate(node)
+}
+
+/// Holders that are out and can be reached: those to invite.
+fn outsiders<'a>(
+    config: &'a Config,
+    own: NodeId,
+    links: &'a BTreeMap<NodeId, Link>,
+) -> impl Iterator<Item = NodeId> + 'a {
+    let up = move |node: &NodeId| links.get(node) == Some(&Link::Up);
+    config.holders().filter(move |node| *node != own && is_out(config, *node) && up(node))
 }
 
 /// Whether the authority has installed what was proposed; the rest of a configuration is filled in by it.

@@ -32,6 +32,7 @@ mod membership;
 mod peers;
 mod primary;
 mod source;
+mod wake;
 
 use io::{ClientRef, Durable, Effect, Effects, Input, ReadPurpose, RoleName, View};
 
@@ -54,6 +55,8 @@ pub struct Replica {
     granted: Granted,
     grace: Span,
     random: Random,
+    /// Something happened that the next tick has to think over (`wake`).
+    look: bool,
 }
 
 /// What is known of the live connection to a peer. Absent: nothing yet.
@@ -108,7 +111,8 @@ impl Replica {
         let harmless = log.last() == Seq(0) || meta.config.members == [node];
         let granted = if harmless { Granted::default() } else { Granted::forgotten(now) };
         let links = BTreeMap::new();
-        Self { node, segment, meta, log, durable, writing_since: None, links, role, granted, grace, random }
+        let (writing_since, look) = (None, true);
+        Self { node, segment, meta, log, durable, writing_since, links, role, granted, grace, random, look }
     }
 
     /// Lets the replica begin: says whom it needs to reach. Call once after [`Replica::open`].
@@ -122,6 +126,7 @@ impl Replica {
         if matches!(self.role, Role::Failed) {
             return;
         }
+        self.look = !matches!(input, Input::Tick) && (self.look || wake::matters(&input));
         match input {
             Input::Tick => self.on_tick(now, effects),
             Input::Peer { from, message } => self.on_peer(now, from, message, effects),

@@ -130,9 +130,15 @@ impl PeerState {
         self.synced && !self.broken && self.join != Some(Join::Enlisting)
     }
 
+    /// When it will be lost if nothing more is heard; `None`: not by time.
+    pub(super) fn lost_at(&self) -> Option<Time> {
+        let owes = self.owes_since.filter(|_| !breaks(Invariant::I8));
+        let late = owes.map_or(Time(u64::MAX), |since| since + PREPARE_DEADLINE);
+        (!self.sealed).then(|| late.min(self.heard + LEASE))
+    }
+
     /// Whether a member with this state is lost (I8: the prepare deadline counts, whatever its lease says).
     pub(super) fn is_lost(&self, refused: bool, now: Time) -> bool {
-        let late = self.owes_since.is_some_and(|since| now.since(since) >= PREPARE_DEADLINE) && !breaks(Invariant::I8);
-        self.broken || refused || !self.sealed && (late || now.since(self.heard) >= LEASE)
+        self.broken || refused || self.lost_at().is_some_and(|at| at <= now)
     }
 }

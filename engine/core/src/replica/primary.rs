@@ -50,6 +50,11 @@ pub(super) struct Primary {
 }
 
 impl Primary {
+    /// Whether clients wait for something here.
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.writes.is_empty() || !self.reads.is_empty()
+    }
+
     /// Whether its log is common: it serves.
     pub(super) const fn is_resolved(&self) -> bool {
         self.resolved
@@ -226,6 +231,7 @@ impl Replica {
         let through = if breaks(Invariant::I3) { durable } else { everywhere.min(durable) };
         if !primary.resolved && through >= primary.began_with {
             primary.resolved = true;
+            self.look = true;
         }
         if !may_commit {
             return;

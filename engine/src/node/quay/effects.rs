@@ -72,7 +72,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
                 self.given_back.push_back((segment, Input::PeerUp(*node)));
             }
         }
-        self.peers_changed |= before != open.peers;
+        self.wanted.exchange(&before, &open.peers);
     }
 
     pub(super) fn wait_for(&mut self, waiting: Waiting) -> Ticket {

@@ -3,6 +3,8 @@
 //! Invariants: a replica begins only where its whole length is free of other bookings and promises (I13); it ends
 //! only because the authority said so for this very life of it (I11, I12).
 
+use std::collections::BTreeSet;
+
 use engine_core::config::Config;
 use engine_core::ids::{Incarnation, NodeId, PermitId, SegmentId, Seq};
 use engine_core::limits::CREATING_HELD_MAX;
@@ -147,8 +149,10 @@ impl<S: Store, W: Wires> Quay<S, W> {
         tracing::info!(%segment, "the replica here is no longer needed; it is dropped");
         // Whoever waits at it hears that it goes.
         self.handle(now, segment, Input::Stopping);
-        self.slots.insert(segment, Slot::Dropping);
-        self.peers_changed = true;
+        if let Some(Slot::Open(open)) = self.slots.insert(segment, Slot::Dropping) {
+            self.schedule.forget(open.alarm, segment);
+            self.wanted.exchange(&open.peers, &BTreeSet::new());
+        }
         let ticket = self.wait_for(Waiting::Drop(segment, incarnation));
         self.store.persist(vec![Record::Drop { segment, incarnation }], ticket);
     }

@@ -20,7 +20,9 @@ use engine_core::record::Recovered;
 use engine_core::remirror::reservation::Reservations;
 use engine_core::replica::Replica;
 use engine_core::replica::io::{ClientRef, Effect, Effects, Input, ReadPurpose};
+use engine_core::schedule::{Alarm, Schedule};
 use engine_core::time::{Span, Time};
+use engine_core::wanted::Wanted;
 
 use crate::store::{Event, Store, Ticket};
 
@@ -49,6 +51,7 @@ struct Open {
     replica: Box<Replica>,
     /// Whom it wants connections to.
     peers: BTreeSet<NodeId>,
+    alarm: Alarm,
 }
 
 /// What is here of a segment.
@@ -98,6 +101,10 @@ pub struct Quay<S, W> {
     serving: bool,
     grace: Span,
     slots: BTreeMap<SegmentId, Slot>,
+    /// Which machines want time, and when.
+    schedule: Schedule,
+    /// Every tick the schedule leaves out is tried: it must change nothing.
+    doubts_schedule: bool,
     waiting: HashMap<Ticket, Waiting>,
     last_ticket: u64,
     last_birth: u64,
@@ -105,7 +112,8 @@ pub struct Quay<S, W> {
     /// Inputs that effects gave back, in order.
     given_back: VecDeque<(SegmentId, Input)>,
     effects: Effects,
-    peers_changed: bool,
+    /// Whom the machines want connections to.
+    wanted: Wanted,
     copied_bytes: u64,
     /// Why the store can no longer write.
     failed: Option<String>,
@@ -125,13 +133,15 @@ impl<S: Store, W: Wires> Quay<S, W> {
             serving: false,
             grace: Span::ZERO,
             slots: BTreeMap::new(),
+            schedule: Schedule::new(),
+            doubts_schedule: false,
             waiting: HashMap::new(),
             last_ticket: 0,
             last_birth: 0,
             reservations: Reservations::new(),
             given_back: VecDeque::new(),
             effects: Effects::new(),
-            peers_changed: false,
+            wanted: Wanted::new(),
             copied_bytes: 0,
             failed: None,
             random: Random::new(seed),
@@ -187,7 +197,40 @@ impl<S: Store, W: Wires> Quay<S, W> {
 
     /// Time passes.
     pub fn tick(&mut self, now: Time) {
-        self.tell_all(now, &Input::Tick);
+        for segment in self.schedule.take_due(now) {
+            if let Some(Slot::Open(open)) = self.slots.get_mut(&segment) {
+                open.alarm.clear();
+                self.handle(now, segment, Input::Tick);
+            }
+        }
+        if self.doubts_schedule {
+            self.check_schedule(now);
+        }
+        self.settle_given_back(now);
+    }
+
+    /// From now on every tick that is left out is tried, and has to change nothing. For tests: it takes long.
+    pub const fn doubt_schedule(&mut self) {
+        self.doubts_schedule = true;
+    }
+
+    fn check_schedule(&mut self, now: Time) {
+        for (segment, slot) in &mut self.slots {
+            let Slot::Open(open) = slot else { continue };
+            let wake = open.replica.wake_at();
+            if wake.is_some_and(|wake| wake <= now) {
+                continue;
+            }
+            let before = shown(&open.replica);
+            open.replica.handle(now, Input::Tick, &mut self.effects);
+            let effects: Vec<Effect> = self.effects.drain().collect();
+            let after = shown(&open.replica);
+            assert!(
+                effects.is_empty() && before == after,
+                "{} {segment}: left out at {now:?} until {wake:?}: {effects:?}\n{before}\n{after}",
+                self.node
+            );
+        }
     }
 
     /// The node stops on purpose.
@@ -285,13 +328,12 @@ impl<S: Store, W: Wires> Quay<S, W> {
 
     /// Whether [`Quay::wanted`] may have changed since this was asked last.
     pub const fn take_peers_changed(&mut self) -> bool {
-        std::mem::replace(&mut self.peers_changed, false)
+        self.wanted.take_changed()
     }
 
     /// Whom the machines want connections to.
     pub fn wanted(&self) -> BTreeSet<NodeId> {
-        let peers = self.machines().flat_map(|open| open.peers.iter().copied());
-        peers.filter(|node| *node != self.node).collect()
+        self.wanted.nodes()
     }
 
     /// The machine of a segment.
@@ -314,7 +356,9 @@ impl<S: Store, W: Wires> Quay<S, W> {
         let seed = self.random.next_u64();
         let mut replica = Box::new(Replica::open(self.node, recovered, self.grace, now, seed));
         replica.start(&mut self.effects);
-        let open = Open { birth: self.last_birth, incarnation, replica, peers: BTreeSet::new() };
+        let mut alarm = Alarm::default();
+        self.schedule.set(&mut alarm, segment, replica.wake_at());
+        let open = Open { birth: self.last_birth, incarnation, replica, peers: BTreeSet::new(), alarm };
         self.slots.insert(segment, Slot::Open(open));
         self.run_what_it_says(segment, self.last_birth);
     }
@@ -323,6 +367,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
     fn handle(&mut self, now: Time, segment: SegmentId, input: Input) {
         let Some(Slot::Open(open)) = self.slots.get_mut(&segment) else { return };
         open.replica.handle(now, input, &mut self.effects);
+        self.schedule.set(&mut open.alarm, segment, open.replica.wake_at());
         let birth = open.birth;
         self.run_what_it_says(segment, birth);
     }
@@ -363,6 +408,14 @@ impl<S: Store, W: Wires> Quay<S, W> {
     fn send(&mut self, to: NodeId, lane: Lane, segment: SegmentId, incarnation: Incarnation, body: Peer) {
         self.wires.peer(to, lane, PeerMessage { segment, incarnation, body });
     }
+}
+
+/// A replica's state, without what says only when it was looked at.
+fn shown(replica: &Replica) -> String {
+    let all = format!("{replica:?}").replace("look: true", "look: false");
+    let Some((before, rest)) = all.split_once("considered: ") else { return all };
+    let after = rest.split_once(',').map_or("", |(_, after)| after);
+    format!("{before}{after}")
 }
 
 /// The segment a decision is about.
