@@ -131,7 +131,8 @@ impl Replica {
     }
 
     /// How long to wait for those who have not promised: not at all for a process that is gone, a little for a host
-    /// that does not answer, longer for one that is there, because leaving it out costs a catch-up.
+    /// that does not answer, longer for one that is there, because leaving it out costs a catch-up. The primary whose
+    /// silence is the reason for all this has had its time already, even if its connection stands.
     fn patience(&self, election: &Election) -> Span {
         let missing = || self.meta.config.electable.iter().filter(|node| !election.promises.contains_key(node));
         let enough = election.promises.len() >= usize::from(self.meta.config.min_copies);
@@ -142,11 +143,15 @@ impl Replica {
             SILENCE
         } else if missing().all(|node| self.is_refused(*node)) {
             Span::ZERO
-        } else if missing().any(|node| self.is_up(*node) || !self.links.contains_key(node)) {
+        } else if missing().any(|node| *node != self.meta.config.primary && self.may_be_there(*node)) {
             SEAL_PATIENCE
         } else {
             SEAL_WAIT
         }
+    }
+
+    fn may_be_there(&self, node: NodeId) -> bool {
+        self.is_up(node) || !self.links.contains_key(&node)
     }
 
     /// A seal may have come before its replica existed, or be lost with a connection.
@@ -244,5 +249,72 @@ impl Replica {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Generation, Incarnation, SegmentId, VolumeId};
+    use crate::record::{Meta, Recovered, Standing};
+    use crate::replica::io::Input;
+
+    const FIRST: NodeId = NodeId(1);
+    const OWN: NodeId = NodeId(2);
+    const THIRD: NodeId = NodeId(3);
+
+    /// The second of three members, its peers connected, its primary never heard of.
+    fn member() -> Replica {
+        let segment = SegmentId { volume: VolumeId(1), index: 0 };
+        let all = vec![FIRST, OWN, THIRD];
+        let config = Config {
+            segment,
+            incarnation: Incarnation(1),
+            epoch: Epoch(4),
+            primary: FIRST,
+            members: all.clone(),
+            candidates: vec![],
+            electable: all,
+            former: vec![],
+            generation: Generation(1),
+            copies: 3,
+            min_copies: 2,
+            extents: 512,
+        };
+        let meta = Meta { promised: Epoch(4), log_epoch: Epoch(4), config, standing: Standing::Member };
+        let recovered = Recovered { segment, meta, commit: Seq(0), tail: vec![], damaged: false };
+        let mut replica = Replica::open(OWN, recovered, Span::seconds(1), Time(0), 1);
+        for node in [FIRST, THIRD] {
+            replica.handle(Time(0), Input::PeerUp(node), &mut Effects::new());
+        }
+        replica
+    }
+
+    /// Whether the member proposes, when everybody but `silent` has promised and it has waited so long for that one.
+    fn proposes_without(silent: NodeId, waited: Span) -> bool {
+        let mut replica = member();
+        let stood = Time(0) + SILENCE;
+        let mut effects = Effects::new();
+        replica.handle(stood, Input::Tick, &mut effects);
+        replica.handle(stood, Input::Durable(Durable::Promise(Epoch(5))), &mut effects);
+        let promise = Peer::Promise {
+            epoch: Epoch(5),
+            log_epoch: Epoch(4),
+            last: Seq(0),
+            commit: Seq(0),
+            lease_left: Span::ZERO,
+        };
+        let from = if silent == FIRST { THIRD } else { FIRST };
+        replica.handle(stood, Input::Peer { from, message: promise }, &mut effects);
+        replica.handle(stood + waited, Input::Tick, &mut effects);
+        effects.drain().any(|effect| matches!(effect, Effect::Authority(ToAuthority::Propose { .. })))
+    }
+
+    #[test]
+    fn a_connected_member_is_waited_for_longer_than_the_primary_that_fell_silent() {
+        assert!(!proposes_without(FIRST, Span::ZERO));
+        assert!(proposes_without(FIRST, SEAL_WAIT), "it was given its time before the election");
+        assert!(!proposes_without(THIRD, SEAL_WAIT));
+        assert!(proposes_without(THIRD, SEAL_PATIENCE));
     }
 }
