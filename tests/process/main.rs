@@ -9,6 +9,7 @@ mod support;
 
 mod authority;
 mod devices;
+mod exits;
 mod gateways;
 mod hosts;
 mod input;

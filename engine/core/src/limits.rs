@@ -188,6 +188,8 @@ pub const PROPOSAL_RETRY: Span = Span::millis(1000);
 pub const TICK: Span = Span::millis(20);
 /// How often a node reports to the authority.
 pub const REPORT_EVERY: Span = Span::millis(1000);
+/// How often at most the authority tells a node its revision, and a node writes a new one to its device (I11).
+pub const REVISION_EVERY: Span = Span::millis(2000);
 /// A node not heard of for this long is not "in touch" with the authority.
 pub const NODE_SILENCE: Span = Span::millis(4000);
 /// A permit or reservation nobody renewed for this long ends (R4).

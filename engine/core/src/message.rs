@@ -494,7 +494,14 @@ pub enum FromAuthority {
         settings: Settings,
         /// Revision of the authority.
         revision: Revision,
+        /// Whether the device is as new as the one the authority remembers. If not, it was rolled back: everything on
+        /// it is opened as damaged (I9), durably, before the boot counter below is written.
+        trusted: bool,
+        /// The boot counter the device has from now on.
+        boot: BootCount,
     },
+    /// What the authority's revision is by now: to be remembered durably (I11).
+    Revision(Revision),
     /// Not welcome, and why. The node must not serve.
     RegisterRefused(String),
     /// Where nodes are; told after registering and whenever it changes.

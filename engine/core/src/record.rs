@@ -239,3 +239,15 @@ pub struct Recovered {
     /// The log is damaged or may be shorter than what was acknowledged (I9, I14).
     pub damaged: bool,
 }
+
+impl Recovered {
+    /// The device is an older state of itself: whatever is here may be less than was acknowledged, and its log may have
+    /// been replaced since (I9). Only catch-up from nothing brings it back. The record makes that durable.
+    #[must_use]
+    pub fn distrust(&mut self) -> Record {
+        self.damaged = true;
+        self.tail.clear();
+        self.meta.standing = Standing::Stale { base: Seq(0) };
+        Record::State { segment: self.segment, meta: self.meta.clone() }
+    }
+}

@@ -142,6 +142,12 @@ impl Disk {
         sector[at] ^= 1 << (bit % 8);
     }
 
+    /// Another disk with what is durable on this one by now: an image of it.
+    #[must_use]
+    pub fn image(&self) -> Self {
+        self.resized(self.0.borrow().size)
+    }
+
     /// A disk cut to another size, with the same bytes otherwise.
     #[must_use]
     pub fn resized(&self, size: u64) -> Self {

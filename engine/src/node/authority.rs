@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine_core::ids::{ClusterId, Revision};
+use engine_core::ids::{BootCount, ClusterId, Revision};
 use engine_core::limits::{HELLO_DEADLINE, LIST_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, REPORT_EVERY};
 use engine_core::message::{Decision, FromAuthority, Lane, NodeAddress, Registration, ToAuthority};
 use engine_core::remirror::backoff::Backoff;
@@ -23,6 +23,10 @@ use crate::wire::{self, Hello, Inbound, Local, Message, Network, Outbox, Who, Wi
 
 /// How long shards may take to tell their figures before the last ones known are reported.
 const FIGURES_WAIT: Duration = Duration::from_millis(500);
+
+/// Why a node ends that went to work before the authority could tell it.
+const ROLLED_BACK: &str = "an older state of this device is back and was opened before the authority could say so; \
+    start this node again: then its replicas come back by catch-up";
 
 /// The authority does not want this node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,8 +44,21 @@ pub(crate) struct Session {
     /// From the shards.
     pub(crate) outgoing: mpsc::Receiver<ToAuthority>,
     pub(crate) addresses: watch::Sender<Addresses>,
-    /// Given once: the grace time, when first told.
-    pub(crate) registered: Option<oneshot::Sender<Span>>,
+    /// Given once: what the authority said when this node was first taken in.
+    pub(crate) registered: Option<oneshot::Sender<TakenIn>>,
+    /// The highest revision of the authority heard of (I11).
+    pub(crate) revision: watch::Sender<Revision>,
+}
+
+/// What the authority says to a node that it takes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TakenIn {
+    /// Grace time of the cluster.
+    pub(crate) grace: Span,
+    /// Whether the device is as new as the authority remembers it (I9).
+    pub(crate) trusted: bool,
+    /// Its boot counter from now on.
+    pub(crate) boot: BootCount,
 }
 
 /// What a hello to the authority says.
@@ -77,7 +94,8 @@ impl Drop for Stopped {
 }
 
 impl Session {
-    /// Keeps the session for ever; ends only if the authority refuses this node before it has ever taken it.
+    /// Keeps the session for ever; ends only if the authority refuses this node before it has ever taken it, or finds
+    /// out too late that its device was rolled back.
     pub(crate) async fn run(mut self) -> RefusedByAuthority {
         let mut backoff = Backoff::new(REDIAL_MIN, REDIAL_MAX, seed());
         let Some(hello) = hello(&self.local) else { return RefusedByAuthority("not a node".into()) };
@@ -88,6 +106,7 @@ impl Session {
                     let (inbound, outbox) = link.split();
                     match self.talk(inbound, &outbox, &mut backoff).await {
                         Ended::Refused(reason) if self.registered.is_some() => return RefusedByAuthority(reason),
+                        Ended::RolledBack => return RefusedByAuthority(ROLLED_BACK.into()),
                         Ended::Refused(reason) => {
                             tracing::error!(%reason, "the authority refuses this node now; it goes on serving");
                         }
@@ -137,13 +156,17 @@ impl Session {
                 }
             };
             match said {
-                Ok(Message::FromAuthority(FromAuthority::Registered { settings, revision })) => {
-                    tracing::info!(authority = %self.authority, %revision, "registered with the authority");
+                Ok(Message::FromAuthority(FromAuthority::Registered { settings, revision, trusted, boot })) => {
+                    tracing::info!(authority = %self.authority, %revision, trusted, "registered with the authority");
                     backoff.reset();
-                    self.on_registered(settings.grace, revision);
+                    self.on_revision(revision);
+                    if !self.on_taken_in(TakenIn { grace: settings.grace, trusted, boot }) {
+                        return Ended::RolledBack;
+                    }
                     reporter = Some(Stopped(tokio::task::spawn_local(report(self.shards.clone(), outbox.clone()))));
                 }
                 Ok(Message::FromAuthority(FromAuthority::RegisterRefused(reason))) => return Ended::Refused(reason),
+                Ok(Message::FromAuthority(FromAuthority::Revision(revision))) => self.on_revision(revision),
                 Ok(Message::FromAuthority(FromAuthority::Nodes(nodes))) => self.on_nodes(nodes),
                 Ok(Message::FromAuthority(said)) => self.pass_on(said).await,
                 Ok(_) => return Ended::Broken(WireError::Unwelcome("the authority said what only others say".into())),
@@ -152,12 +175,16 @@ impl Session {
         }
     }
 
-    fn on_registered(&mut self, grace: Span, revision: Revision) {
+    fn on_revision(&mut self, revision: Revision) {
         self.registration.revision = self.registration.revision.max(revision);
-        if let Some(registered) = self.registered.take() {
-            // Whoever waited may have gone on without.
-            let _ = registered.send(grace);
-        }
+        self.revision.send_if_modified(|known| revision > std::mem::replace(known, revision.max(*known)));
+    }
+
+    /// `false` when this node is at work already on what it must not trust: then only a new start helps (I9).
+    fn on_taken_in(&mut self, taken: TakenIn) -> bool {
+        self.registration.boot = taken.boot;
+        let heard = self.registered.take().is_some_and(|registered| registered.send(taken).is_ok());
+        heard || taken.trusted
     }
 
     fn on_nodes(&self, nodes: Vec<NodeAddress>) {
@@ -178,7 +205,10 @@ impl Session {
                 }
                 quay::decided_segment(decision)
             }
-            FromAuthority::Registered { .. } | FromAuthority::RegisterRefused(_) | FromAuthority::Nodes(_) => return,
+            FromAuthority::Registered { .. }
+            | FromAuthority::Revision(_)
+            | FromAuthority::RegisterRefused(_)
+            | FromAuthority::Nodes(_) => return,
         };
         // A shard that is over needs no news.
         let _ = owner(&self.shards, segment).work.send(Mail::Authority(said)).await;
@@ -188,6 +218,7 @@ impl Session {
 /// How a connection to the authority ended.
 enum Ended {
     Refused(String),
+    RolledBack,
     Broken(WireError),
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use engine_core::ids::{BootCount, ClusterId, DeviceId, NodeId};
+use engine_core::ids::{BootCount, ClusterId, DeviceId, NodeId, Revision};
 
 use super::config::{Config, default_shards};
 use crate::device::WholeDevice;
@@ -168,8 +168,8 @@ impl Hold {
             Self::Absent(size, geometry) => (create(path, size)?, Some(geometry)),
         };
         if let Some(geometry) = fresh {
-            let boot = BootCount(0);
-            let superblock = Superblock { features: 0, cluster, node: config.id, device, boot, geometry };
+            let (boot, revision) = (BootCount(0), Revision(0));
+            let superblock = Superblock { features: 0, cluster, node: config.id, device, boot, geometry, revision };
             store::format(&mut file, &superblock).map_err(|error| HoldError::Format { path: path.clone(), error })?;
             tracing::info!(path = %path.display(), %device, "the device was formatted");
         }

@@ -13,6 +13,8 @@ use crate::wire::Outbox;
 /// For a shard, other than from clients.
 #[derive(Debug)]
 pub(crate) enum Mail {
+    /// Take everything that was found for damaged, durably (I9). Comes before `Serve`, if at all.
+    Distrust(oneshot::Sender<()>),
     /// Open the machines and begin to take part; until then only `Status` and `Replicas` are answered.
     Serve {
         /// Grace time of the cluster.

@@ -31,6 +31,7 @@ mod harbour;
 mod hold;
 mod listen;
 mod mail;
+mod memory;
 mod peers;
 pub mod quay;
 mod shard;

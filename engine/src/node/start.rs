@@ -13,17 +13,20 @@ use engine_core::limits::{
 };
 use engine_core::message::{NodeAddress, Registration};
 use engine_core::remirror::backoff::Backoff;
+use engine_core::time::Span;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::authority::{self, RefusedByAuthority, Session};
+use super::authority::{self, RefusedByAuthority, Session, TakenIn};
 use super::clock::{duration, seed};
 use super::config::{Config, ConfigError};
 use super::hold::{self, HoldError};
 use super::listen::{self, Doors};
 use super::mail::{Mail, ShardBox, shard_box};
+use super::memory;
 use super::thread::{self, Plan};
-use crate::store::Superblock;
+use crate::device::file::DeviceFile;
+use crate::store::{self, Superblock};
 use crate::wire::{Local, Network, WireError};
 
 /// Why a node did not start or had to end. Nothing was written unless it says so.
@@ -86,7 +89,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         cluster = find_cluster(&config.authority, &local) => cluster?,
         () = &mut stop => return Ok(()),
     };
-    let (file, superblock) = hold.take(&config, cluster, DeviceId(random_u128()))?;
+    let (file, mut superblock) = hold.take(&config, cluster, DeviceId(random_u128()))?;
     let local = Local { cluster, ..local };
     tracing::info!(node = %config.id, %cluster, device = %superblock.device, boot = %superblock.boot,
         shards = superblock.geometry.shards, "the device is this node's");
@@ -95,8 +98,15 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let (to_authority, outgoing) = mpsc::channel(OUTBOX_MAX);
     let (addresses, addresses_seen) = watch::channel(Default::default());
     let doors = Doors::default();
-    let plan =
-        Plan { file, superblock, local: local.clone(), boxes: boxes.clone(), to_authority, addresses: addresses_seen };
+    let (revision, revision_seen) = watch::channel(superblock.revision);
+    let plan = Plan {
+        file: file.clone(),
+        superblock,
+        local: local.clone(),
+        boxes: boxes.clone(),
+        to_authority,
+        addresses: addresses_seen,
+    };
     let mut crew = thread::spawn(&plan, inboxes, &doors)?;
     let capacity = crew.ready().await?;
 
@@ -109,20 +119,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         outgoing,
         addresses,
         registered: Some(registered),
+        revision,
     };
     let mut session = std::pin::pin!(session.run());
     let grace = tokio::select! {
         refused = &mut session => return Err(refuse(&refused)),
-        grace = timeout(duration(REGISTER_WAIT), has_registered) => match grace {
-            Ok(Ok(grace)) => grace,
-            _ => {
-                tracing::warn!("the authority has not answered; the replicas here go to work without it");
-                GRACE_DEFAULT
-            }
-        },
+        grace = find_trust(has_registered, &boxes, &file, &mut superblock) => grace?,
         () = &mut stop => return finish(&boxes).await,
         ended = crew.ended() => return Err(ended),
     };
+    tokio::task::spawn_local(memory::keep(file, superblock, revision_seen));
     for shard in &boxes {
         // A shard that is over says so below.
         let _ = shard.work.send(Mail::Serve { grace }).await;
@@ -137,6 +143,38 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         ended = crew.ended() => Err(ended),
         () = &mut stop => finish(&boxes).await,
     }
+}
+
+/// Waits until the authority has taken this node in, or has not answered for a while (R20); what it does not trust is
+/// not trusted here, durably, before the boot counter goes up (I9). Gives the grace time.
+async fn find_trust(
+    has_registered: oneshot::Receiver<TakenIn>,
+    boxes: &[ShardBox],
+    file: &DeviceFile,
+    superblock: &mut Superblock,
+) -> Result<Span, StartError> {
+    let Ok(Ok(taken)) = timeout(duration(REGISTER_WAIT), has_registered).await else {
+        tracing::warn!("the authority has not answered; the replicas here go to work without it");
+        return Ok(GRACE_DEFAULT);
+    };
+    if !taken.trusted {
+        distrust(boxes).await?;
+        superblock.boot = taken.boot;
+        store::rewrite(&mut file.clone(), superblock).map_err(StartError::Runtime)?;
+    }
+    Ok(taken.grace)
+}
+
+/// Has every shard take what it found for damaged (I9).
+async fn distrust(boxes: &[ShardBox]) -> Result<(), StartError> {
+    for (shard, to) in (0u16..).zip(boxes) {
+        let (done, is_done) = oneshot::channel();
+        let sent = to.work.send(Mail::Distrust(done)).await.is_ok();
+        if !sent || is_done.await.is_err() {
+            return Err(StartError::Shard { shard, reason: "could not write that its replicas are stale".into() });
+        }
+    }
+    Ok(())
 }
 
 fn refuse(refused: &RefusedByAuthority) -> StartError {
@@ -197,7 +235,7 @@ fn registration(
         device: superblock.device,
         boot: superblock.boot,
         capacity,
-        revision: engine_core::ids::Revision(0),
+        revision: superblock.revision,
     })
 }
 

@@ -116,7 +116,8 @@ impl Authority {
                 }
                 ToAuthority::Register(registration) => {
                     let settings = Settings { grace: Span::seconds(60) };
-                    say(FromAuthority::Registered { settings, revision: Revision(1) });
+                    let (trusted, boot) = (true, registration.boot);
+                    say(FromAuthority::Registered { settings, revision: Revision(1), trusted, boot });
                     say(FromAuthority::Nodes(vec![registration.address.clone()]));
                     let _ = registered.send((registration, outbox.clone()));
                 }

@@ -26,7 +26,7 @@ mod wal;
 
 pub use read::block_sum;
 pub use shard::ShardStore;
-pub use superblock::{FormatError, Geometry, OpenError, Region, Superblock, format, open, read};
+pub use superblock::{FormatError, Geometry, OpenError, Region, Superblock, format, open, read, rewrite};
 
 use engine_core::ids::{BlockIndex, ExtentIndex, SegmentId, Seq};
 use engine_core::record::{Blocks, ExtentCopy, Record, Recovered};

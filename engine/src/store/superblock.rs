@@ -1,12 +1,12 @@
 //! Who a device belongs to and how it is divided. Formatting and opening, before any shard runs.
 //!
 //! Four copies, 256 KiB apart, in the first MiB; each is made durable before the next is touched, so a crash leaves
-//! whole copies of the old or the new one. The highest boot counter among the whole copies counts. Nothing is written
+//! whole copies of the old or the new one. The highest boot counter, then revision, among the whole copies counts. Nothing is written
 //! before every check has passed, and formatting refuses anything that is not blank.
 
 use std::io;
 
-use engine_core::ids::{BootCount, ClusterId, DeviceId, NodeId};
+use engine_core::ids::{BootCount, ClusterId, DeviceId, NodeId, Revision};
 use engine_core::limits::{EXTENT_SIZE, META_BYTES_MAX, SCRATCH_SLABS_MIN, SHARDS_MAX, WAL_SIZE_MAX, WAL_SIZE_MIN};
 
 use super::format::{CheckpointHeader, decode_superblock, encode_body, encode_header, encode_superblock, is_ours};
@@ -138,6 +138,15 @@ pub struct Superblock {
     pub boot: BootCount,
     /// How it is divided.
     pub geometry: Geometry,
+    /// The highest revision of the authority this node has heard of (I11).
+    pub revision: Revision,
+}
+
+impl Superblock {
+    /// Orders the copies: the one with the highest counts.
+    const fn age(&self) -> (u64, u64) {
+        (self.boot.0, self.revision.0)
+    }
 }
 
 /// Why a device was not opened. Nothing was written.
@@ -274,7 +283,7 @@ pub fn read(device: &mut impl WholeDevice) -> Result<Superblock, OpenError> {
         }
         ours |= is_ours(&block);
         match decode_superblock(&block) {
-            Ok(Ok(found)) if best.is_none_or(|best| best.boot < found.boot) => best = Some(found),
+            Ok(Ok(found)) if best.is_none_or(|best| best.age() < found.age()) => best = Some(found),
             Ok(Err(version)) => other = Some(version),
             Ok(Ok(_)) | Err(_) => {}
         }
@@ -314,6 +323,14 @@ pub fn open(device: &mut impl WholeDevice, cluster: ClusterId, node: NodeId) -> 
     superblock.boot = superblock.boot.next();
     write_copies(device, &superblock)?;
     Ok(superblock)
+}
+
+/// Writes a newer superblock of the same device: a boot counter or a revision that went up.
+///
+/// # Errors
+/// The device's; then some copies may be the newer ones.
+pub fn rewrite(device: &mut impl WholeDevice, superblock: &Superblock) -> io::Result<()> {
+    write_copies(device, superblock)
 }
 
 fn write_copies(device: &mut impl WholeDevice, superblock: &Superblock) -> io::Result<()> {

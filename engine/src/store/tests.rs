@@ -9,7 +9,8 @@ use std::cell::Cell;
 use bytes::Bytes;
 use engine_core::config::Config;
 use engine_core::ids::{
-    BlockIndex, BootCount, ClusterId, DeviceId, Epoch, Generation, Incarnation, NodeId, SegmentId, Seq, VolumeId,
+    BlockIndex, BootCount, ClusterId, DeviceId, Epoch, Generation, Incarnation, NodeId, Revision, SegmentId, Seq,
+    VolumeId,
 };
 use engine_core::record::{Blocks, Change, Entry, Meta, Record, Standing};
 
@@ -43,7 +44,15 @@ const MIB: u64 = 1 << 20;
 
 fn superblock(size: u64, wal_size: u64) -> Superblock {
     let geometry = Geometry { size, shards: 1, wal_size };
-    Superblock { features: 0, cluster: CLUSTER, node: NODE, device: DeviceId(99), boot: BootCount(0), geometry }
+    Superblock {
+        features: 0,
+        cluster: CLUSTER,
+        node: NODE,
+        device: DeviceId(99),
+        boot: BootCount(0),
+        geometry,
+        revision: Revision(0),
+    }
 }
 
 fn formatted(size: u64, wal_size: u64) -> Disk {

@@ -98,6 +98,13 @@ impl World {
         self.drop_conn(node);
     }
 
+    /// Puts an older image of its disk under a node that is down.
+    pub(crate) fn roll_back(&mut self, node: NodeId, image: &engine::device::memory::Disk) {
+        let place = self.places.get_mut(&node).expect("a node");
+        assert!(place.process.is_none(), "{node} runs");
+        place.disk = image.image();
+    }
+
     /// Gone for good.
     pub(crate) fn lose(&mut self, node: NodeId) {
         self.crash(node, false);

@@ -7,12 +7,12 @@ use std::rc::Rc;
 use engine::device::memory::{Disk, MemoryDevice};
 use engine::node::quay::{self, Quay, Wires};
 use engine::store::{self, Geometry, ShardStore, Superblock};
-use engine_core::ids::{BootCount, ClusterId, DeviceId, NodeId, SegmentId};
+use engine_core::ids::{BootCount, ClusterId, DeviceId, NodeId, Revision, SegmentId};
 use engine_core::limits::{EXTENT_SIZE, WAL_SIZE_MIN};
 use engine_core::message::{FromAuthority, Lane, PeerMessage, Reply, Report, Request, ToAuthority};
 use engine_core::replica::Replica;
 use engine_core::replica::io::ClientRef;
-use engine_core::time::Time;
+use engine_core::time::{Span, Time};
 
 use crate::chronicle::{Chronicle, Watched};
 
@@ -79,6 +79,9 @@ impl Wires for Ends {
 pub(crate) struct Process {
     pub(crate) quay: Quay<Watched<ShardStore<MemoryDevice>>, Ends>,
     pub(crate) superblock: Superblock,
+    disk: Disk,
+    /// It may not serve before it has said durably that nothing found is to be trusted: as its authority said it.
+    distrusting: Option<(Span, BootCount)>,
     wanted: BTreeSet<NodeId>,
     events: Vec<store::Event>,
 }
@@ -94,10 +97,19 @@ pub(crate) fn format(node: NodeId, extents: u64) -> Disk {
         device: DeviceId(u128::from(node.0)),
         boot: BootCount(0),
         geometry,
+        revision: Revision(0),
     };
     let mut disk = Disk::new(size);
     store::format(&mut disk, &superblock).expect("a blank disk");
     disk
+}
+
+/// As a node writes down the highest revision of the authority (I11).
+fn remember(superblock: &mut Superblock, disk: &mut Disk, revision: Revision) {
+    if revision > superblock.revision {
+        superblock.revision = revision;
+        store::rewrite(disk, superblock).expect("a sound disk");
+    }
 }
 
 impl Process {
@@ -110,7 +122,8 @@ impl Process {
         device.hold(true);
         let store = ShardStore::open(&mut whole, device, &superblock, 0).expect("a sound disk");
         let quay = Quay::new(node, 0, seed, Watched::new(store, node, chronicle), Ends::default());
-        Self { quay, superblock, wanted: BTreeSet::new(), events: Vec::new() }
+        let wanted = BTreeSet::new();
+        Self { quay, superblock, disk: whole, distrusting: None, wanted, events: Vec::new() }
     }
 
     /// Takes one thing, and lets the store go on; gives what was said.
@@ -130,12 +143,30 @@ impl Process {
             }
             Heard::Client { client, request } => quay.client_asks(now, client, request),
             Heard::ClientGone(client) => quay.client_gone(now, client),
-            Heard::Authority(FromAuthority::Registered { settings, .. }) => quay.serve(now, settings.grace),
+            Heard::Authority(FromAuthority::Registered { settings, revision, trusted, boot }) => {
+                assert!(trusted || !quay.is_serving(), "it trusted its disk before it was told not to");
+                remember(&mut self.superblock, &mut self.disk, revision);
+                if trusted {
+                    quay.serve(now, settings.grace);
+                } else {
+                    quay.distrust();
+                    self.distrusting = Some((settings.grace, boot));
+                }
+            }
+            Heard::Authority(FromAuthority::Revision(revision)) => {
+                remember(&mut self.superblock, &mut self.disk, revision);
+            }
             Heard::Authority(FromAuthority::RegisterRefused(reason)) => panic!("a node was refused: {reason}"),
             Heard::Authority(FromAuthority::Nodes(_)) => {}
             Heard::Authority(said) => quay.authority_said(now, said),
         }
         while quay.advance(now, &mut self.events) {}
+        if let Some((grace, boot)) = self.distrusting.take_if(|_| quay.is_distrusted()) {
+            self.superblock.boot = boot;
+            store::rewrite(&mut self.disk, &self.superblock).expect("a sound disk");
+            quay.serve(now, grace);
+            while quay.advance(now, &mut self.events) {}
+        }
         if quay.take_peers_changed() {
             let wanted = quay.wanted();
             if wanted != self.wanted {

@@ -4,7 +4,7 @@ use engine_core::authority::io::{Answer, Call, CallId, Effect, Effects, Input, S
 use engine_core::authority::records::{Key, RecordChange, StoredRecord, Value};
 use engine_core::authority::{Authority, Setup};
 use engine_core::config::Config;
-use engine_core::ids::{BootId, NodeId, Revision, SegmentId};
+use engine_core::ids::{BootId, NodeId, SegmentId};
 use engine_core::limits::REPORT_EVERY;
 use engine_core::message::{FromAuthority, NodeAddress, Registration, ToAuthority};
 use engine_core::time::Span;
@@ -66,7 +66,7 @@ impl World {
             device: process.superblock.device,
             boot: process.superblock.boot,
             capacity: engine::store::Store::space(process.quay.store()).capacity,
-            revision: Revision(0),
+            revision: process.superblock.revision,
         };
         let boot = BootId(u128::from(life));
         self.tell_authority(Input::Register { session, boot, registration });

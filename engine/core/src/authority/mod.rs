@@ -152,6 +152,7 @@ impl Authority {
         self.tick_fences(now, effects);
         self.tick_permits(now, effects);
         self.repeat_releases(now, effects);
+        self.tell_revision(now, effects);
     }
 
     fn on_call(&mut self, now: Time, call: CallId, request: Call, effects: &mut Effects) {

@@ -11,8 +11,10 @@ use alloc::vec::Vec;
 use super::io::{Effect, Effects, SessionRef};
 use super::records::NodeRecord;
 use super::{Authority, Frozen, volumes};
-use crate::ids::{BootId, Incarnation, NodeId, SegmentId};
-use crate::limits::{ADDRESS_BYTES_MAX, NODE_SILENCE, NODES_MAX, REPORT_EVERY, SESSION_GRACE, SHARDS_MAX};
+use crate::ids::{BootCount, BootId, Incarnation, NodeId, Revision, SegmentId};
+use crate::limits::{
+    ADDRESS_BYTES_MAX, NODE_SILENCE, NODES_MAX, REPORT_EVERY, REVISION_EVERY, SESSION_GRACE, SHARDS_MAX,
+};
 use crate::message::{FromAuthority, NodeAddress, Registration, Report, ToAuthority};
 use crate::sabotage::{Invariant, breaks};
 use crate::time::{Span, Time};
@@ -36,6 +38,17 @@ pub(super) struct Presence {
     pub(super) releasing: BTreeSet<(SegmentId, Incarnation)>,
     /// When they were said last.
     pub(super) released_at: Time,
+    /// The revision it was told last, and when.
+    told: (Revision, Time),
+}
+
+/// Whether what is on a device may be taken for what its node acknowledged (I9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// It is the newest state of this device that this authority heard of.
+    Whole,
+    /// Its boot counter is not above the one remembered: an older state of the device is back.
+    RolledBack,
 }
 
 impl Presence {
@@ -49,6 +62,7 @@ impl Presence {
             rate: 0,
             releasing: BTreeSet::new(),
             released_at: now,
+            told: (Revision(0), now),
         }
     }
 
@@ -92,11 +106,16 @@ impl Authority {
         effects: &mut Effects,
     ) {
         let node = registration.address.node;
-        if let Err(reason) = self.may_register(now, boot, &registration) {
-            effects.log(format!("registration of {node} refused: {reason}"));
-            effects.push(Effect::Refuse { session, reason });
-            return;
-        }
+        let trust = match self.may_register(now, boot, &registration) {
+            Ok(trust) => trust,
+            Err(reason) => {
+                effects.log(format!("registration of {node} refused: {reason}"));
+                effects.push(Effect::Refuse { session, reason });
+                return;
+            }
+        };
+        let registration = Registration { boot: self.boot_of(boot, &registration, trust, effects), ..registration };
+        let count = registration.boot;
         if registration.revision > self.books.cluster().revision && !breaks(Invariant::I11) {
             self.on_newer_revision(node, registration.revision, effects);
         }
@@ -111,8 +130,12 @@ impl Authority {
         self.sessions.insert(session, node);
 
         effects.push(Effect::Accept { session, node });
-        let welcome = FromAuthority::Registered { settings: self.settings.clone(), revision: self.revision_to_tell() };
-        effects.send(node, welcome);
+        let revision = self.revision_to_tell();
+        if let Some(presence) = self.presence.get_mut(&node) {
+            presence.told = (revision, now);
+        }
+        let (settings, trusted) = (self.settings.clone(), trust == Trust::Whole);
+        effects.send(node, FromAuthority::Registered { settings, revision, trusted, boot: count });
         if changed {
             self.tell_addresses(effects);
         } else {
@@ -125,7 +148,7 @@ impl Authority {
         }
     }
 
-    fn may_register(&self, now: Time, boot: BootId, registration: &Registration) -> Result<(), String> {
+    fn may_register(&self, now: Time, boot: BootId, registration: &Registration) -> Result<Trust, String> {
         let NodeAddress { node, primary, replication, shards } = &registration.address;
         if node.0 == 0 || *shards == 0 || *shards > SHARDS_MAX {
             return Err(format!("node ids begin with n1, shards are 1 to {SHARDS_MAX}"));
@@ -146,18 +169,50 @@ impl Authority {
         }
         match self.books.nodes().get(node) {
             None if self.books.nodes().len() >= NODES_MAX => Err(format!("there are {NODES_MAX} nodes already")),
-            None => Ok(()),
+            None => Ok(Trust::Whole),
             Some(known) if known.device != registration.device => Err(format!(
                 "{node} is registered with device {}, this is device {}: give the new device a node id of its own",
                 known.device, registration.device
             )),
             // The same boot may come again over a new connection; another boot must have counted up (I9).
-            Some(known) if registration.boot > known.boot => Ok(()),
-            Some(known) if registration.boot == known.boot && boot == known.boot_id => Ok(()),
-            Some(known) => Err(format!(
-                "boot counter {} of {node} is not above {}, which this authority has seen: the device was rolled back",
-                registration.boot, known.boot
+            Some(known) if registration.boot > known.boot => Ok(Trust::Whole),
+            Some(known) if registration.boot == known.boot && boot == known.boot_id => Ok(Trust::Whole),
+            Some(known) if boot != known.boot_id && self.is_up(now, *node) => Err(format!(
+                "another process with device {} is in touch as {node} (boot counter {}, this one has {}): stop one of \
+                 the two",
+                known.device, known.boot, registration.boot
             )),
+            Some(_) => Ok(Trust::RolledBack),
+        }
+    }
+
+    /// The boot counter a device has from now on: one that was rolled back goes above the one remembered, so that its
+    /// next boot is an ordinary one.
+    fn boot_of(&self, boot: BootId, registration: &Registration, trust: Trust, effects: &mut Effects) -> BootCount {
+        let node = registration.address.node;
+        let Some(known) = self.books.nodes().get(&node).filter(|_| trust == Trust::RolledBack) else {
+            return registration.boot;
+        };
+        if boot == known.boot_id {
+            return known.boot; // told before; it has not heard it
+        }
+        effects.log(format!(
+            "{node} comes with boot counter {}, {} was seen before: its device was rolled back; everything on it is \
+             taken for damaged and comes back by catch-up (I9)",
+            registration.boot, known.boot
+        ));
+        known.boot.next()
+    }
+
+    /// Tells nodes what the revision is by now, so that they would notice an older authority (I11).
+    pub(super) fn tell_revision(&mut self, now: Time, effects: &mut Effects) {
+        let revision = self.revision_to_tell();
+        for (node, presence) in self.presence.iter_mut().filter(|(_, presence)| presence.session.is_some()) {
+            let (told, at) = presence.told;
+            if told < revision && now.since(at) >= REVISION_EVERY {
+                presence.told = (revision, now);
+                effects.send(*node, FromAuthority::Revision(revision));
+            }
         }
     }
 

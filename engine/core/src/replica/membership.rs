@@ -235,7 +235,9 @@ impl Replica {
         if candidate && (!epoch::names_a_log(log_epoch) || last < commit) {
             return self.stream_to(now, from, last, effects);
         }
-        if !epoch::names_a_log(log_epoch) || last < commit {
+        // Since it adopted this log it has acknowledged more than it has now: an older state of its device is back.
+        let fell_back = peer.acked.is_some_and(|acked| epoch::log_is_behind(log_epoch, common) || last < acked);
+        if !epoch::names_a_log(log_epoch) || last < commit || fell_back {
             // I9: less than it had acknowledged. It leaves first and comes back by catch-up.
             peer.broken = true;
             return self.reconsider(now, effects);

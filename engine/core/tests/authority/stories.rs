@@ -4,7 +4,7 @@ use engine_core::authority::document::{AttachVolume, Health, ResizeVolume};
 use engine_core::authority::io::{Answer, Call, ErrorCode};
 use engine_core::config::Config;
 use engine_core::ids::{BootCount, Epoch, NodeId, Revision};
-use engine_core::limits::{NODE_SILENCE, PERMIT_TTL, PERMITS_PER_SOURCE};
+use engine_core::limits::{NODE_SILENCE, PERMIT_TTL, PERMITS_PER_SOURCE, REVISION_EVERY};
 use engine_core::message::{Decision, FromAuthority, Registration, ToAuthority};
 use engine_core::time::Span;
 
@@ -300,7 +300,6 @@ fn propose_raw(w: &mut World, from: NodeId, config: &Config) -> Decision {
 fn who_may_register() {
     let mut w = World::new(2);
     let cases = [
-        (Registration { boot: BootCount(0), ..registration(1) }, "rolled back"),
         (Registration { device: engine_core::ids::DeviceId(77), ..registration(1) }, "a node id of its own"),
         (Registration { zone: "not a zone".into(), ..registration(4) }, "not a zone name"),
         (
@@ -319,6 +318,43 @@ fn who_may_register() {
         let reason = w.refused.pop().expect(why);
         assert!(reason.contains(why), "{reason}");
     }
+}
+
+/// I9: what a rolled-back device holds is not trusted; two processes with one device are not both taken in.
+#[test]
+fn a_rolled_back_device_is_taken_in_and_not_trusted() {
+    let mut w = World::new(2);
+    let boot = |boot| Registration { boot: BootCount(boot), ..registration(1) };
+    w.register_as(boot(4), 1);
+    w.register_as(boot(4), 2);
+    let reason = w.refused.pop().expect("the first is in touch");
+    assert!(reason.contains("another process"), "{reason}");
+    w.leave(1);
+    w.sent.clear();
+    w.register_as(boot(4), 2);
+    assert_eq!(w.welcome(1), (false, BootCount(5)), "its counter goes above the one remembered");
+    // It has not heard that; nothing else changes.
+    w.register_as(boot(4), 2);
+    assert_eq!(w.welcome(1), (false, BootCount(5)));
+    w.register_as(boot(5), 2);
+    assert_eq!(w.welcome(1), (true, BootCount(5)), "the same run over a new connection");
+    w.leave(1);
+    w.restart();
+    w.register_as(boot(6), 3);
+    assert_eq!(w.welcome(1), (true, BootCount(6)));
+}
+
+#[test]
+fn nodes_hear_of_the_revision_as_it_grows() {
+    let mut w = World::new(3);
+    w.volume("v", 1);
+    w.sent.clear();
+    w.pass(REVISION_EVERY);
+    let revision = w.status().revision;
+    assert!(w.heard(NodeId(1)).contains(&FromAuthority::Revision(revision)), "{revision}");
+    w.sent.clear();
+    w.pass(REVISION_EVERY);
+    assert!(!w.heard(NodeId(1)).iter().any(|m| matches!(m, FromAuthority::Revision(_))), "told once");
 }
 
 #[test]

@@ -114,10 +114,26 @@ impl World {
     }
 
     pub(crate) fn register(&mut self, registration: Registration) {
+        self.register_as(registration, 1);
+    }
+
+    /// As the process with this boot id.
+    pub(crate) fn register_as(&mut self, registration: Registration, boot: u128) {
         self.sessions += 1;
-        let session = SessionRef(self.sessions);
-        self.session_of.insert(registration.address.node, session);
-        self.handle(Input::Register { session, boot: BootId(1), registration });
+        let (session, node, refused) = (SessionRef(self.sessions), registration.address.node, self.refused.len());
+        self.handle(Input::Register { session, boot: BootId(boot), registration });
+        if self.refused.len() == refused {
+            self.session_of.insert(node, session);
+        }
+    }
+
+    /// Whether the node was trusted when it was taken in last, and its boot counter from then on.
+    pub(crate) fn welcome(&mut self, node: u16) -> (bool, BootCount) {
+        let said = self.heard(NodeId(node)).into_iter().rev().find_map(|message| match message {
+            FromAuthority::Registered { trusted, boot, .. } => Some((trusted, boot)),
+            _ => None,
+        });
+        said.unwrap()
     }
 
     pub(crate) fn leave(&mut self, node: u16) {

@@ -91,6 +91,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
                 }
                 Some(Waiting::Create(segment)) => self.created(now, segment),
                 Some(Waiting::Drop(segment, incarnation)) => self.dropped(segment, incarnation),
+                Some(Waiting::Distrust) => self.distrusting -= 1,
                 _ => {} // its replica is gone
             },
             Event::Read(ticket, result) => {

@@ -161,7 +161,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
         if matches!(self.slots.get(&segment), Some(Slot::Dropping)) {
             self.slots.remove(&segment);
             // The store has forgotten it: whatever was still asked of it gets no answer.
-            self.waiting.retain(|_, waiting| waiting.segment() != segment);
+            self.waiting.retain(|_, waiting| waiting.segment() != Some(segment));
         }
         self.wires.authority(ToAuthority::Released { segment, incarnation });
     }

@@ -5,6 +5,7 @@
 //! knows a socket: what is said goes out by [`Wires`]. So a node's shard and a simulated node run the same code. No
 //! decision is made here.
 
+mod distrust;
 mod effects;
 mod figures;
 mod holdings;
@@ -76,17 +77,20 @@ enum Waiting {
     Create(SegmentId),
     /// A replica's last record.
     Drop(SegmentId, Incarnation),
+    /// States of replicas that are not trusted any more.
+    Distrust,
 }
 
 impl Waiting {
-    fn segment(&self) -> SegmentId {
-        match self {
+    fn segment(&self) -> Option<SegmentId> {
+        Some(match self {
             Self::Then { segment, .. }
             | Self::Read { segment, .. }
             | Self::Extent { segment, .. }
             | Self::Create(segment)
             | Self::Drop(segment, _) => *segment,
-        }
+            Self::Distrust => return None,
+        })
     }
 }
 
@@ -98,6 +102,8 @@ pub struct Quay<S, W> {
     wires: W,
     /// What the store found, until the machines are opened.
     found: Vec<Recovered>,
+    /// Writes under way that say that none of it is to be trusted.
+    distrusting: usize,
     serving: bool,
     grace: Span,
     slots: BTreeMap<SegmentId, Slot>,
@@ -130,6 +136,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
             store,
             wires,
             found,
+            distrusting: 0,
             serving: false,
             grace: Span::ZERO,
             slots: BTreeMap::new(),
@@ -302,7 +309,10 @@ impl<S: Store, W: Wires> Quay<S, W> {
                 let segment = decided_segment(&decision);
                 self.handle(now, segment, Input::Decided(decision));
             }
-            FromAuthority::Registered { .. } | FromAuthority::RegisterRefused(_) | FromAuthority::Nodes(_) => {
+            FromAuthority::Registered { .. }
+            | FromAuthority::Revision(_)
+            | FromAuthority::RegisterRefused(_)
+            | FromAuthority::Nodes(_) => {
                 debug_assert!(false, "the authority's session keeps these");
             }
         }

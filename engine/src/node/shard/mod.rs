@@ -12,7 +12,7 @@ use engine_core::limits::STORE_INFLIGHT_MAX;
 use engine_core::message::{Lane, PeerMessage, Reply, ToAuthority};
 use engine_core::replica::io::ClientRef;
 use engine_core::time::Time;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::mail::{ClientMail, Mail, PeerControl};
 use super::quay::{Quay, Wires};
@@ -88,6 +88,8 @@ pub(crate) struct Shard<S> {
     quay: Quay<S, Lines>,
     /// Whom the peers' keepers were told this shard wants.
     announced: BTreeSet<NodeId>,
+    /// Who waits until nothing that was found is trusted any more, durably.
+    distrusting: Option<oneshot::Sender<()>>,
 }
 
 impl<S: Store> Shard<S> {
@@ -95,12 +97,16 @@ impl<S: Store> Shard<S> {
         let Surroundings { node, shard, authority, peers, seed } = around;
         let lines = Lines { peers: BTreeMap::new(), clients: HashMap::new(), authority };
         let quay = Quay::new(node, shard, seed, store, lines);
-        Self { shard, keepers: peers, quay, announced: BTreeSet::new() }
+        Self { shard, keepers: peers, quay, announced: BTreeSet::new(), distrusting: None }
     }
 
     /// Takes one message.
     pub(crate) fn take(&mut self, now: Time, mail: Mail) {
         match mail {
+            Mail::Distrust(done) => {
+                self.quay.distrust();
+                self.distrusting = Some(done);
+            }
             Mail::Serve { grace } => self.quay.serve(now, grace),
             Mail::Peer { from, message } => self.quay.peer_said(now, from, message),
             Mail::PeerUp { node, live, bulk } => {
@@ -140,6 +146,10 @@ impl<S: Store> Shard<S> {
     /// Moves the store along and runs what hung on it. `true`: there is more to do at once.
     pub(crate) fn advance(&mut self, now: Time, events: &mut Vec<crate::store::Event>) -> bool {
         let more = self.quay.advance(now, events);
+        if let Some(done) = self.distrusting.take_if(|_| self.quay.is_distrusted() && self.quay.failure().is_none()) {
+            // Whoever waited may have gone.
+            let _ = done.send(());
+        }
         self.flush(now);
         more
     }

@@ -1,14 +1,14 @@
 //! One copy of the superblock: one block of 4 KiB.
 
-use engine_core::ids::{BootCount, ClusterId, DeviceId};
+use engine_core::ids::{BootCount, ClusterId, DeviceId, Revision};
 
 use super::{Cursor, Malformed, Reader, Sink, VERSION, crc};
 use crate::device::buffer::AlignedBuf;
 use crate::store::superblock::{Geometry, Superblock};
 
 const MAGIC: &[u8; 8] = b"BRKWATER";
-/// Magic, version, features, checksum algorithm, ids, boot, shape; the checksum of it all follows.
-const LEN: usize = 8 + 4 + 8 + 4 + 16 + 16 + 2 + 8 + 8 + 2 + 8;
+/// Magic, version, features, checksum algorithm, ids, boot, shape, revision; the checksum of it all follows.
+const LEN: usize = 8 + 4 + 8 + 4 + 16 + 16 + 2 + 8 + 8 + 2 + 8 + 8;
 /// CRC-32 (IEEE), seeded as `engine_core::record::sum_seed` says.
 const CHECKSUM_CRC32: u32 = 1;
 
@@ -26,6 +26,7 @@ pub(crate) fn encode_superblock(superblock: &Superblock) -> AlignedBuf {
     sink.u64(superblock.geometry.size);
     sink.u16(superblock.geometry.shards);
     sink.u64(superblock.geometry.wal_size);
+    sink.u64(superblock.revision.0);
     let sum = crc(&buffer[..LEN]);
     buffer[LEN..LEN + 4].copy_from_slice(&sum.to_le_bytes());
     buffer
@@ -55,9 +56,10 @@ pub(crate) fn decode_superblock(bytes: &[u8]) -> Result<Result<Superblock, u32>,
     let size = reader.u64()?;
     let shards = reader.u16()?;
     let wal_size = reader.u64()?;
+    let revision = Revision(reader.u64()?);
     if reader.u32()? != crc(&bytes[..LEN]) || algorithm != CHECKSUM_CRC32 {
         return reader.bad();
     }
     let geometry = Geometry { size, shards, wal_size };
-    Ok(Ok(Superblock { features, cluster, node, device, boot, geometry }))
+    Ok(Ok(Superblock { features, cluster, node, device, boot, geometry, revision }))
 }

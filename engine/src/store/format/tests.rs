@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use engine_core::ids::{BlockIndex, BootCount, ClusterId, DeviceId, ExtentIndex, NodeId, VolumeId};
+use engine_core::ids::{BlockIndex, BootCount, ClusterId, DeviceId, ExtentIndex, NodeId, Revision, VolumeId};
 use engine_core::random::Random;
 use engine_core::record::{Blocks, Change, Entry, Record};
 
@@ -78,6 +78,7 @@ fn sample_superblock() -> Superblock {
         device: DeviceId(0xABCD),
         boot: BootCount(3),
         geometry: Geometry { size: 1 << 30, shards: 2, wal_size: 64 << 20 },
+        revision: Revision(77),
     }
 }
 

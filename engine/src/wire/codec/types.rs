@@ -254,7 +254,7 @@ variants! {
     }
     Decision { 1 = Installed(0: config), 2 = Conflict(0: config), 3 = Denied(0: config, 1: reason), 4 = Unknown(0: segment) }
     FromAuthority {
-        1 = Registered { settings, revision },
+        1 = Registered { settings, revision, trusted, boot },
         2 = RegisterRefused(0: reason),
         3 = Nodes(0: nodes),
         4 = Decided(0: decision),
@@ -263,5 +263,6 @@ variants! {
         7 = Granted { segment, permit, target },
         8 = Fence { segment, generation },
         9 = Release { segment, incarnation },
+        10 = Revision(0: revision),
     }
 }

@@ -1,0 +1,57 @@
+//! States nobody gets out of alone elsewhere: devices rolled back, copies that may not be trusted (I9, I11).
+
+use engine_core::ids::NodeId;
+use engine_core::replica::io::RoleName;
+use engine_core::time::Span;
+
+use super::{busy, expect_progress, expect_whole};
+use crate::world::World;
+
+told! {
+    a_rolled_back_backup_comes_back_by_catch_up: 50,
+    a_rolled_back_device_is_never_elected_alone: 51,
+}
+
+/// Stops the node, and starts it again with a device as it was two boots ago.
+fn roll_back(w: &mut World, node: NodeId) {
+    w.crash(node, true);
+    let image = w.places[&node].disk.image();
+    w.start(node);
+    expect_whole(w, Span::seconds(10));
+    w.run(Span::seconds(2));
+    w.crash(node, true);
+    w.roll_back(node, &image);
+}
+
+fn a_rolled_back_backup_comes_back_by_catch_up(seed: u64) {
+    let mut w = busy(seed);
+    let backup = w.backups()[0];
+    roll_back(&mut w, backup);
+    expect_progress(&mut w, Span::seconds(4));
+    w.start(backup);
+    expect_whole(&mut w, Span::seconds(20));
+    w.verify();
+    // Its boot counter is above the one remembered now: the next start is an ordinary one.
+    w.crash(backup, true);
+    w.start(backup);
+    expect_whole(&mut w, Span::seconds(20));
+    w.verify();
+}
+
+fn a_rolled_back_device_is_never_elected_alone(seed: u64) {
+    let mut w = busy(seed);
+    let (primary, backups) = (w.primary(), w.backups());
+    let segment = w.segment();
+    roll_back(&mut w, backups[0]);
+    // Everybody else goes too: all that is left is a state from before what was acknowledged since.
+    w.crash(primary, true);
+    w.crash(backups[1], true);
+    w.start(backups[0]);
+    w.run(Span::seconds(20));
+    assert_eq!(w.role(backups[0], segment), Some(RoleName::Stale), "it knows that it is not to be trusted");
+    w.start(primary);
+    w.start(backups[1]);
+    expect_progress(&mut w, Span::seconds(20));
+    expect_whole(&mut w, Span::seconds(30));
+    w.verify();
+}
