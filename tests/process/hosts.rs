@@ -1,208 +1,161 @@
 //! Several hosts: every process in a network namespace of its own, configured as the README says, on two networks.
-//! A host that loses its primary network is not lost (R8, I8).
+//! Cables are pulled and ways are cut, silently; the client never sees an error and never an old block (R8, I2, I7, I8).
 
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
-use serde_json::Value;
+use crate::support::site::{CLIENT_HOST, Site};
+use crate::support::{alone, needs};
 
-use crate::support::binaries::program;
-use crate::support::child::Child;
-use crate::support::cluster::PATIENCE;
-use crate::support::nbd::Nbd;
-use crate::support::scratch::Scratch;
-use crate::support::{alone, needs, wait_for};
+const ONE_ZONE: [&str; 3] = ["a", "a", "a"];
+/// Longer than a lease, the silence after which members elect, and a prepare's deadline.
+const LONG: Duration = Duration::from_secs(5);
+/// Far longer than any failover takes on a slow machine, far shorter than waiting for a person.
+const FAILOVER: Duration = Duration::from_secs(15);
 
-const AUTHORITY: &str = "http://10.77.0.1:7400";
-const STORAGE_HOSTS: u8 = 3;
-const CLIENT_HOST: u8 = 9;
-
-/// Namespaces joined by two bridges in one more; gone when it is dropped.
-struct Hosts {
-    prefix: String,
-    made: Vec<String>,
-}
-
-impl Hosts {
-    fn new() -> Self {
-        let mut hosts = Self { prefix: format!("bw{}", std::process::id()), made: Vec::new() };
-        let switch = hosts.add("switch");
-        for bridge in ["primary", "small"] {
-            ip(&["-n", &switch, "link", "add", bridge, "type", "bridge"]);
-            ip(&["-n", &switch, "link", "set", bridge, "up"]);
-        }
-        hosts
-    }
-
-    fn add(&mut self, name: &str) -> String {
-        let name = format!("{}-{name}", self.prefix);
-        ip(&["netns", "add", &name]);
-        ip(&["-n", &name, "link", "set", "lo", "up"]);
-        self.made.push(name.clone());
-        name
-    }
-
-    /// A host with `10.77.0.number` on the primary network and `10.78.0.number` on the small one.
-    fn host(&mut self, number: u8) -> String {
-        let name = self.add(&number.to_string());
-        let switch = format!("{}-switch", self.prefix);
-        for (bridge, net) in [("primary", 77), ("small", 78)] {
-            let port = format!("{bridge}{number}");
-            ip(&["-n", &name, "link", "add", bridge, "type", "veth", "peer", "name", &port, "netns", &switch]);
-            ip(&["-n", &name, "addr", "add", &format!("10.{net}.0.{number}/24"), "dev", bridge]);
-            ip(&["-n", &name, "link", "set", bridge, "up"]);
-            ip(&["-n", &switch, "link", "set", &port, "master", bridge]);
-            ip(&["-n", &switch, "link", "set", &port, "up"]);
-        }
-        name
-    }
-
-    /// Plugs a host's cable in or out.
-    fn cable(&self, number: u8, bridge: &str, state: &str) {
-        let switch = format!("{}-switch", self.prefix);
-        ip(&["-n", &switch, "link", "set", &format!("{bridge}{number}"), state]);
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        for name in &self.made {
-            let _ = Command::new("ip").args(["netns", "del", name]).status();
-        }
-    }
-}
-
-fn ip(args: &[&str]) {
-    let output = Command::new("ip").args(args).output().expect("ip runs");
-    assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// `program args...` on a host.
-fn on(host: &str, name: &str, args: &[&str]) -> Command {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", host]).arg(program(name)).args(args);
-    command
-}
-
-/// The README's configuration file of a node, with this host's values.
-fn configuration(number: u8, device: &str) -> String {
-    let readme = include_str!("../../README.md");
-    let block = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
-    let lines = block.expect("the README shows a node's configuration").lines().map(|line| {
-        let key = line.split('=').next().unwrap_or_default().trim();
-        let value = match key {
-            "id" => format!("n{number}"),
-            "authority" => AUTHORITY.to_owned(),
-            "device" => device.to_owned(),
-            "zone" => "a".to_owned(),
-            "primary_addr" => format!("10.77.0.{}:7401", 10 + number),
-            "replication_addr" => format!("10.78.0.{}:7401", 10 + number),
-            _ => panic!("the README's configuration has a key this test does not know: {line}"),
-        };
-        format!("{key} = \"{value}\"\n")
-    });
-    lines.collect::<String>() + "device_size = \"1G\"\n"
-}
-
-/// Everything that runs, in the order in which it has to end.
-struct Site {
-    processes: Vec<Child>,
-    client: String,
-    hosts: Hosts,
-    scratch: Scratch,
-}
-
-impl Site {
-    fn new() -> Self {
-        let scratch = Scratch::new("hosts");
-        let mut hosts = Hosts::new();
-        let authority = hosts.host(1);
-        let client = hosts.host(CLIENT_HOST);
-        let dir = scratch.join("authority");
-        let line = ["--dir", &*dir.to_string_lossy(), "--listen", "10.77.0.1:7400"];
-        let mut processes = vec![Child::start(on(&authority, "authorityd", &line), scratch.path(), "authorityd")];
-        for number in 1..=STORAGE_HOSTS {
-            let host = hosts.host(10 + number);
-            let file = scratch.join(&format!("n{number}.toml"));
-            let device = scratch.join(&format!("n{number}.device"));
-            std::fs::write(&file, configuration(number, &device.to_string_lossy())).expect("a configuration");
-            let command = on(&host, "noded", &["--config", &file.to_string_lossy()]);
-            processes.push(Child::start(command, scratch.path(), &format!("n{number}")));
-        }
-        Self { processes, client, hosts, scratch }
-    }
-
-    /// `nodectl --authority URL args...` on the client's host.
-    fn nodectl(&self, args: &[&str]) -> Result<Value, String> {
-        let line = [&["--authority", AUTHORITY], args, &["-o", "json"]].concat();
-        let output = on(&self.client, "nodectl", &line).output().expect("nodectl runs");
-        if !output.status.success() {
-            return Err(format!("nodectl {args:?}: {}", String::from_utf8_lossy(&output.stderr)));
-        }
-        serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
-    }
-
-    fn wait_healthy(&self) {
-        wait_for("health", PATIENCE, || {
-            let status = self.nodectl(&["status"])?;
-            let well = status["health"] == "ok" && status["nodes_up"] == STORAGE_HOSTS;
-            if well { Ok(()) } else { Err(status.to_string()) }
-        });
-    }
-
-    /// Attaches on the client's host; a socket file is reached from anywhere.
-    fn attach(&mut self, volume: &str) -> Nbd {
-        let socket: PathBuf = self.scratch.join("s");
-        let at = format!("unix:{}", socket.display());
-        let command =
-            on(&self.client, "nodectl", &["--authority", AUTHORITY, "volume", "attach", volume, "--nbd", &at]);
-        self.processes.push(Child::start(command, self.scratch.path(), "gateway"));
-        let uri = format!("nbd+unix:///{volume}?socket={}", socket.display());
-        wait_for("the gateway", PATIENCE, || Nbd::connect(&uri, PATIENCE).map_err(|error| format!("{error:?}")))
-    }
+fn possible(story: &str) -> bool {
+    needs::root(story) && needs::programs(story, &["ip", "tc"])
 }
 
 #[test]
 fn every_node_on_a_host_of_its_own() {
-    if !needs::root("every_node_on_a_host_of_its_own") || !needs::programs("every_node_on_a_host_of_its_own", &["ip"]) {
+    if !possible("every_node_on_a_host_of_its_own") {
         return;
     }
     let _alone = alone();
-    let mut site = Site::new();
-    wait_for("all nodes", PATIENCE, || {
-        let nodes = site.nodectl(&["node", "ls"])?;
-        let up = nodes.as_array().map_or(0, |list| list.iter().filter(|node| node["state"] == "up").count());
-        if up == usize::from(STORAGE_HOSTS) { Ok(()) } else { Err(nodes.to_string()) }
-    });
-    site.nodectl(&["volume", "create", "disk", "--size", "128M", "--segment-size", "64M"]).expect("a volume");
-    site.wait_healthy();
+    let mut site = Site::new(&ONE_ZONE);
+    site.create("disk", &[]);
     let mut client = site.attach("disk");
-    let mut written = 0u64;
-    let mut write_some = |client: &mut Nbd| {
-        for _ in 0..32 {
-            written += 1;
-            let value = written.to_le_bytes()[0];
-            client.write(written * 4096, &[value; 4096]).expect("a write");
-        }
-        written
-    };
-    write_some(&mut client);
-    // One host after the other loses its primary network and gets it back; the client never sees an error.
-    for number in 1..=STORAGE_HOSTS {
-        site.hosts.cable(10 + number, "primary", "down");
-        write_some(&mut client);
-        site.hosts.cable(10 + number, "primary", "up");
+    client.work(32);
+    // One host after the other loses its primary network and gets it back: the small one alone is enough for it to stay.
+    for host in [11, 12, 13] {
+        site.hosts.cable(host, "primary", "down");
+        client.work(32);
+        site.hosts.cable(host, "primary", "up");
         site.wait_healthy();
     }
-    let written = write_some(&mut client);
-    for block in 1..=written {
-        let found = client.read(block * 4096, 4096).expect("a read");
-        let want = block.to_le_bytes()[0];
-        assert!(found.iter().all(|byte| *byte == want), "block {block} is not what was acknowledged");
+    client.work(32);
+    client.look_at_all();
+    site.stop();
+}
+
+/// I8: a member that hears and is not heard is left out, and comes back.
+#[test]
+fn ways_between_members_are_cut_one_way() {
+    if !possible("ways_between_members_are_cut_one_way") {
+        return;
     }
-    drop(client);
-    for process in site.processes.iter_mut().rev() {
-        process.stop(Duration::from_secs(10));
+    let _alone = alone();
+    let mut site = Site::new(&ONE_ZONE);
+    site.create("disk", &[]);
+    let mut client = site.attach("disk");
+    client.work(32);
+    let (primary, backups) = site.members("disk");
+    // Its acknowledgements are lost.
+    site.hosts.cut(backups[0], primary);
+    assert!(client.work_for(LONG) < FAILOVER);
+    site.hosts.mend(backups[0], primary);
+    site.wait_healthy();
+    // What it is told is lost: it hears of no primary and may not make one of itself, for the others do hear it.
+    let (primary, backups) = site.members("disk");
+    site.hosts.cut(primary, backups[1]);
+    assert!(client.work_for(LONG) < FAILOVER);
+    site.hosts.mend(primary, backups[1]);
+    site.wait_healthy();
+    client.look_at_all();
+    site.stop();
+}
+
+/// I2, I7: the client goes on talking to a primary whom the others have replaced, until that one is told.
+#[test]
+fn a_primary_cut_from_its_backups_but_not_from_its_client() {
+    if !possible("a_primary_cut_from_its_backups_but_not_from_its_client") {
+        return;
     }
+    let _alone = alone();
+    let mut site = Site::new(&ONE_ZONE);
+    site.create("disk", &[]);
+    let mut client = site.attach("disk");
+    client.work(32);
+    let (primary, backups) = site.members("disk");
+    let epoch = site.config("disk")["epoch"].as_u64();
+    for backup in &backups {
+        site.hosts.cut(primary, *backup);
+        site.hosts.cut(*backup, primary);
+    }
+    assert!(client.work_for(LONG) < FAILOVER);
+    let (next, _) = site.members("disk");
+    assert_ne!(next, primary, "the others went on by themselves");
+    assert!(site.config("disk")["epoch"].as_u64() > epoch);
+    for backup in &backups {
+        site.hosts.mend(primary, *backup);
+        site.hosts.mend(*backup, primary);
+    }
+    site.wait_healthy();
+    client.look_at_all();
+    site.stop();
+}
+
+/// A slow link is not a broken one: writes take their time, nobody is left out for it.
+#[test]
+fn a_backup_on_a_slow_link_stays_a_member() {
+    if !possible("a_backup_on_a_slow_link_stays_a_member") {
+        return;
+    }
+    let _alone = alone();
+    let mut site = Site::new(&ONE_ZONE);
+    site.create("disk", &[]);
+    let mut client = site.attach("disk");
+    client.work(32);
+    let (_, backups) = site.members("disk");
+    let before = site.config("disk")["epoch"].as_u64();
+    site.hosts.slow(backups[0], 2000);
+    // Sixteen times 4 KiB at 2 Mbit/s take a quarter of a second at least.
+    client.work(64);
+    assert_eq!(site.config("disk")["epoch"].as_u64(), before, "nobody was left out");
+    client.look_at_all();
+    site.stop();
+}
+
+/// I7: processes are paused past every lease while the client reads what it wrote; no answer is an old one.
+#[test]
+fn paused_members_give_no_stale_read() {
+    if !possible("paused_members_give_no_stale_read") {
+        return;
+    }
+    let _alone = alone();
+    let mut site = Site::new(&ONE_ZONE);
+    site.create("disk", &[]);
+    let mut client = site.attach("disk");
+    client.work(32);
+    let (primary, backups) = site.members("disk");
+    for host in [primary, backups[0]] {
+        site.signal(host, libc::SIGSTOP);
+        assert!(client.work_for(LONG) < FAILOVER);
+        site.signal(host, libc::SIGCONT);
+        client.work(64);
+        site.wait_healthy();
+    }
+    client.look_at_all();
+    site.stop();
+}
+
+/// The host the client is on loses both its networks for a moment: nothing is lost, nothing has to be done by hand.
+#[test]
+fn the_clients_own_cables_are_pulled() {
+    if !possible("the_clients_own_cables_are_pulled") {
+        return;
+    }
+    let _alone = alone();
+    let mut site = Site::new(&ONE_ZONE);
+    site.create("disk", &[]);
+    let mut client = site.attach("disk");
+    client.work(32);
+    let before = site.config("disk")["epoch"].as_u64();
+    site.hosts.cables(&[CLIENT_HOST], "down");
+    std::thread::sleep(Duration::from_secs(2));
+    site.hosts.cables(&[CLIENT_HOST], "up");
+    client.work(32);
+    assert_eq!(site.config("disk")["epoch"].as_u64(), before, "the members never noticed");
+    client.look_at_all();
+    site.stop();
 }

@@ -15,3 +15,4 @@ mod hosts;
 mod input;
 mod nodes;
 mod stale;
+mod zones;

@@ -8,9 +8,11 @@ pub(crate) mod binaries;
 pub(crate) mod child;
 pub(crate) mod cluster;
 pub(crate) mod gateway;
+pub(crate) mod hosts;
 pub(crate) mod nbd;
 pub(crate) mod needs;
 pub(crate) mod scratch;
+pub(crate) mod site;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

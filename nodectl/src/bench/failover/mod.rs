@@ -225,7 +225,8 @@ impl Run {
         self.whole()?;
         std::thread::sleep(CALM);
         load.mark();
-        std::thread::sleep(CALM);
+        // Where the calm itself is the measure it is looked at for as long.
+        std::thread::sleep(if fault.target().is_none() { fault.lasts(args.stall) } else { CALM });
         let calm = load.gaps();
         let victim = fault.victim(&self.whole()?, repetition);
         load.mark();
