@@ -2,10 +2,11 @@
 //!
 //! A [`Disk`] holds the bytes and is shared: the store's [`MemoryDevice`]s are handles on regions of it. Writes are
 //! kept apart until a durable write or a flush makes them safe; [`Disk::crash`] decides sector by sector (4 KiB) which
-//! of the others survive. Faults: the next write fails, a bit flips. Nothing here is random by itself.
+//! of the others survive. Faults: writes fail, leave no trace or lie elsewhere, sectors cannot be read, a bit flips.
+//! Nothing here is random by itself.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::RawFd;
 use std::rc::Rc;
@@ -31,8 +32,21 @@ struct Bytes {
     /// Submitted, not completed, by (device, order).
     flying: BTreeMap<u64, (u64, AlignedBuf)>,
     next_flight: u64,
-    fail_writes: u64,
+    faults: Faults,
     writes: u64,
+}
+
+/// What goes wrong next.
+#[derive(Debug, Default)]
+struct Faults {
+    /// Writes and flushes that end with this error and change nothing.
+    fail_writes: (u64, i32),
+    /// Writes that are reported done and leave no trace.
+    lose_writes: u64,
+    /// Writes that are reported done and lie one sector further.
+    misdirect_writes: u64,
+    /// Sectors that cannot be read until they are written again.
+    unreadable: BTreeSet<u64>,
 }
 
 impl Bytes {
@@ -50,6 +64,7 @@ impl Bytes {
     fn write(&mut self, offset: u64, buffer: &[u8], durable: bool) {
         for (index, chunk) in buffer.chunks(SECTOR).enumerate() {
             let sector = offset / BLOCK_SIZE + index as u64;
+            self.faults.unreadable.remove(&sector);
             if durable {
                 self.cached.remove(&sector);
                 self.durable.insert(sector, chunk.into());
@@ -57,6 +72,34 @@ impl Bytes {
                 self.cached.entry(sector).or_default().push(chunk.into());
             }
         }
+    }
+
+    /// A write as a device with faults does it.
+    fn write_badly(&mut self, offset: u64, buffer: &[u8], durable: bool) {
+        let faults = &mut self.faults;
+        if faults.lose_writes > 0 {
+            faults.lose_writes -= 1;
+        } else if faults.misdirect_writes > 0 {
+            faults.misdirect_writes -= 1;
+            let further = offset + BLOCK_SIZE;
+            if further + buffer.len() as u64 <= self.size {
+                self.write(further, buffer, durable);
+            }
+        } else {
+            self.write(offset, buffer, durable);
+        }
+    }
+
+    /// The error the next write or flush ends with, if it does.
+    fn failure(&mut self) -> Option<io::Error> {
+        let (left, error) = &mut self.faults.fail_writes;
+        *left = left.checked_sub(1)?;
+        Some(io::Error::from_raw_os_error(*error))
+    }
+
+    fn is_readable(&self, offset: u64, len: usize) -> bool {
+        let sectors = offset / BLOCK_SIZE..(offset + len as u64).div_ceil(BLOCK_SIZE);
+        self.faults.unreadable.range(sectors).next().is_none()
     }
 
     fn flush(&mut self) {
@@ -125,12 +168,47 @@ impl Disk {
             }
             bytes.durable.insert(sector, kept);
         }
-        bytes.fail_writes = 0;
+        let unreadable = std::mem::take(&mut bytes.faults.unreadable);
+        bytes.faults = Faults { unreadable, ..Faults::default() };
+    }
+
+    /// Everything completed survives from here on, as when a process dies and its host does not.
+    pub fn keep(&self) {
+        self.0.borrow_mut().flush();
     }
 
     /// The next `count` writes or flushes end with EIO and leave what they touched as it was.
     pub fn fail_writes(&self, count: u64) {
-        self.0.borrow_mut().fail_writes = count;
+        self.fail_writes_with(count, libc::EIO);
+    }
+
+    /// The same with another error.
+    pub fn fail_writes_with(&self, count: u64, error: i32) {
+        self.0.borrow_mut().faults.fail_writes = (count, error);
+    }
+
+    /// The next `count` writes are reported done and leave no trace.
+    pub fn lose_writes(&self, count: u64) {
+        self.0.borrow_mut().faults.lose_writes = count;
+    }
+
+    /// The next `count` writes are reported done and lie one sector further.
+    pub fn misdirect_writes(&self, count: u64) {
+        self.0.borrow_mut().faults.misdirect_writes = count;
+    }
+
+    /// The sector at `offset` cannot be read until it is written again.
+    pub fn spoil(&self, offset: u64) {
+        self.0.borrow_mut().faults.unreadable.insert(offset / BLOCK_SIZE);
+    }
+
+    /// A place that was written, if there is any.
+    #[must_use]
+    pub fn somewhere(&self, random: &mut Random) -> Option<u64> {
+        let bytes = self.0.borrow();
+        let last = bytes.durable.len().checked_sub(1)? as u64;
+        let index = usize::try_from(random.between(0, last)).ok()?;
+        bytes.durable.keys().nth(index).map(|sector| sector * BLOCK_SIZE)
     }
 
     /// Flips one bit of a byte, as a bad medium would.
@@ -173,6 +251,9 @@ impl WholeDevice for Disk {
         if offset + buffer.len() as u64 > bytes.size {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        if !bytes.is_readable(offset, buffer.len()) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         bytes.read(offset, buffer);
         Ok(())
     }
@@ -182,12 +263,11 @@ impl WholeDevice for Disk {
         if offset + buffer.len() as u64 > bytes.size {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if bytes.fail_writes > 0 {
-            bytes.fail_writes -= 1;
-            return Err(io::Error::from_raw_os_error(libc::EIO));
+        if let Some(error) = bytes.failure() {
+            return Err(error);
         }
         bytes.writes += 1;
-        bytes.write(offset, buffer, true);
+        bytes.write_badly(offset, buffer, true);
         Ok(())
     }
 }
@@ -235,26 +315,29 @@ impl MemoryDevice {
     fn end(&mut self, index: usize, done: &mut Vec<Completion>) {
         let Some(running) = self.running.remove(index) else { return };
         let mut bytes = self.disk.0.borrow_mut();
-        let fails = !matches!(running, Running::Read { .. }) && bytes.fail_writes > 0;
-        if fails {
-            bytes.fail_writes -= 1;
-        }
-        let result = if fails { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) };
+        let mut result = match &running {
+            Running::Read { .. } => Ok(()),
+            Running::Write { .. } | Running::Flush { .. } => bytes.failure().map_or(Ok(()), Err),
+        };
         let (tag, buffer) = match running {
             Running::Read { tag, offset, mut buffer } => {
-                bytes.read(self.base + offset, &mut buffer);
+                if bytes.is_readable(self.base + offset, buffer.len()) {
+                    bytes.read(self.base + offset, &mut buffer);
+                } else {
+                    result = Err(io::Error::from_raw_os_error(libc::EIO));
+                }
                 (tag, Some(buffer))
             }
             Running::Write { tag, flight, durable } => {
                 let (offset, buffer) = bytes.flying.remove(&flight).expect("kept since it was started");
-                if !fails {
+                if result.is_ok() {
                     bytes.writes += 1;
-                    bytes.write(offset, &buffer, durable);
+                    bytes.write_badly(offset, &buffer, durable);
                 }
                 (tag, Some(buffer))
             }
             Running::Flush { tag } => {
-                if !fails {
+                if result.is_ok() {
                     bytes.flush();
                 }
                 (tag, None)

@@ -1,57 +1,82 @@
 //! What goes wrong in the world, and how it is put right.
 
-use engine_core::authority::document::{AttachVolume, CreateVolume};
-use engine_core::authority::io::{Answer, Call};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use engine_core::authority::document::{AttachVolume, CreateVolume, Spread};
+use engine_core::authority::io::{Call, CallId};
+use engine_core::config::Config;
 use engine_core::ids::{BlockIndex, Epoch, Generation, NodeId, RequestId, SegmentId, Session};
+use engine_core::limits::SOCKET_SILENCE_MAX;
 use engine_core::message::{Op, Request};
 use engine_core::replica::io::RoleName;
 use engine_core::time::Span;
 
 use crate::client::Client;
+use crate::conns::CHECKER;
 use crate::load::Load;
+use crate::network::{NETS, Net};
 use crate::node::{Heard, Process};
-use crate::world::{Event, World};
+use crate::world::{Event, Shape, World};
 
 const VOLUME: &str = "story";
 const MIB: u64 = 1 << 20;
+/// How long it takes until both ends know of a connection that was reset.
+pub(crate) const RESET: Span = Span::millis(2);
 
 impl World {
     /// A world whose nodes serve one volume of `megabytes`, attached.
     pub(crate) fn serving(seed: u64, nodes: u16, copies: u8, min_copies: u8, megabytes: u64) -> Self {
-        let mut world = Self::new(seed, nodes, 4096);
+        let shape = Shape { nodes, zones: 1, extents: 4096, copies, min_copies, megabytes, spread_zone: false };
+        Self::shaped(seed, &shape)
+    }
+
+    /// A world of this shape whose nodes serve one volume, attached.
+    pub(crate) fn shaped(seed: u64, shape: &Shape) -> Self {
+        let mut world = Self::new(seed, shape);
         world.start_authority();
         let all: Vec<NodeId> = world.places.keys().copied().collect();
         for node in &all {
             world.start(*node);
         }
         world.run(Span::millis(1500));
-        world.create(copies, min_copies, megabytes);
+        world.create(shape);
         world.attach();
         world
     }
 
-    fn create(&mut self, copies: u8, min_copies: u8, megabytes: u64) {
+    fn create(&mut self, shape: &Shape) {
         let request = CreateVolume {
             name: VOLUME.into(),
-            size: megabytes * MIB,
-            copies: Some(copies),
-            min_copies: Some(min_copies),
+            size: shape.megabytes * MIB,
+            copies: Some(shape.copies),
+            min_copies: Some(shape.min_copies),
             segment_size: Some(64 * MIB),
             zone: None,
-            spread: None,
+            spread: Some(if shape.spread_zone { Spread::Zone } else { Spread::Node }),
         };
         self.call(Call::Create(request), Span::seconds(30)).expect("created");
     }
 
-    /// Attaches a new client; the one before is forgotten, what it had under way is undecided.
+    /// Attaches a new client at once; the one before has not heard of it yet.
     pub(crate) fn attach(&mut self) {
-        let request = AttachVolume { client: "sim".into() };
-        let Ok(Answer::Map(map)) = self.call(Call::Attach(VOLUME.into(), request), Span::seconds(40)) else {
+        let call = self.ask_attach();
+        self.attaching = Some(call);
+        if !self.until(Span::seconds(40), |world| world.attaching.is_none()) {
             self.fail("attach failed");
-        };
-        self.history.attached(self.now, map.generation);
+        }
+    }
+
+    pub(crate) fn ask_attach(&mut self) -> CallId {
+        self.ask(Call::Attach(VOLUME.into(), AttachVolume { client: "sim".into() }))
+    }
+
+    /// A client begins.
+    pub(crate) fn open_client(&mut self, generation: Generation, segments: &[Config]) {
+        self.history.attached(self.now, generation);
         let seed = self.between(0, u64::MAX - 1);
-        self.client = Some(Client::new(map.generation, &map.segments, self.now, seed));
+        self.attached += 1;
+        self.clients.insert(self.attached, Client::new(generation, segments, self.now, seed));
     }
 
     /// The first segment.
@@ -59,18 +84,27 @@ impl World {
         self.all_segments()[0]
     }
 
-    pub(crate) fn start(&mut self, node: NodeId) {
+    /// Starts a node; says whether its disk could be opened.
+    pub(crate) fn start(&mut self, node: NodeId) -> bool {
         let seed = self.between(0, u64::MAX - 1);
         let place = self.places.get_mut(&node).expect("a node");
         if place.process.is_some() {
-            return;
+            return true;
         }
         place.life += 1;
         place.paused = None;
         let life = place.life;
-        place.process = Some(Process::start(node, &place.disk, seed, self.chronicle.clone()));
+        match Process::start(node, &place.disk, seed, Rc::clone(&self.chronicle)) {
+            Ok(process) => place.process = Some(process),
+            Err(reason) => {
+                assert!(self.damage, "{node} cannot open its disk: {reason}");
+                self.coverage.count("state: a damaged disk was not opened");
+                return false;
+            }
+        }
         self.register_soon(node, life);
         self.after(Span(1_000), Event::Node { node, life, heard: Heard::Tick });
+        true
     }
 
     /// The node dies; what its device had not made durable may be lost. `refuses`: its host lives and says so.
@@ -88,14 +122,22 @@ impl World {
         self.drop_session(node);
         let others: Vec<NodeId> = self.places.keys().copied().filter(|other| *other != node).collect();
         for other in others {
-            self.network.sever(node, other, self.now, &mut self.random);
+            self.sever(node, other, false);
             if refuses {
                 self.sever(other, node, false);
             } else {
                 self.stall(other, node);
             }
         }
-        self.drop_conn(node);
+        // A host that lives says so at once; of a dead one nobody hears anything.
+        self.drop_conns(node, if refuses { RESET } else { SOCKET_SILENCE_MAX });
+    }
+
+    /// The process is killed; everything it has written stays, and its host says that nobody is there.
+    pub(crate) fn kill(&mut self, node: NodeId) {
+        let disk = self.places[&node].disk.clone();
+        disk.keep();
+        self.crash(node, true);
     }
 
     /// Puts an older image of its disk under a node that is down.
@@ -121,25 +163,18 @@ impl World {
         }
     }
 
-    /// Nothing gets from `from` to `to`.
+    /// Nothing gets from `from` to `to`, by either network.
     pub(crate) fn block(&mut self, from: NodeId, to: NodeId) {
-        self.network.blocked.insert((from, to));
-        self.stall(from, to);
-        self.stall(to, from);
+        for net in NETS {
+            self.block_on(net, from, to);
+        }
     }
 
-    fn stall(&mut self, from: NodeId, to: NodeId) {
-        let link = self.network.number(from, to);
-        let patience = Span::millis(self.between(1_000, 10_000));
-        if link != 0 {
-            if self.places[&to].process.is_none() {
-                // Nobody acknowledges: given up after a while, as with a blocked way.
-                self.network.sever(from, to, self.now, &mut self.random.clone());
-                let life = self.places[&from].life;
-                return self.after(patience, Event::Broken { from, to, life, refused: false });
-            }
-            self.after(patience, Event::Stalled { from, to, link });
-        }
+    /// Nothing gets from `from` to `to` by this network.
+    pub(crate) fn block_on(&mut self, net: Net, from: NodeId, to: NodeId) {
+        self.network.cut.insert(((from, to), net));
+        self.stall(from, to);
+        self.stall(to, from);
     }
 
     /// Both ways between every node of one list and every one of the other.
@@ -156,9 +191,9 @@ impl World {
 
     /// All ways are open again.
     pub(crate) fn heal(&mut self) {
-        let ways = std::mem::take(&mut self.network.blocked);
-        for (from, to) in ways {
-            self.release_stuck(from, to);
+        let ways = std::mem::take(&mut self.network.cut);
+        for (way, _) in ways {
+            self.release_stuck(way);
         }
         self.client_cut.clear();
         self.seat.cut.clear();
@@ -176,10 +211,10 @@ impl World {
         self.drop_session(node);
     }
 
-    /// The client does not reach a node.
+    /// No client reaches a node.
     pub(crate) fn cut_client(&mut self, node: NodeId) {
         self.client_cut.insert(node);
-        self.drop_conn(node);
+        self.drop_conns(node, SOCKET_SILENCE_MAX);
     }
 
     pub(crate) fn primary(&self) -> NodeId {
@@ -247,7 +282,9 @@ impl World {
     /// Load on all segments.
     pub(crate) fn load(&mut self, blocks: u32) {
         let segments = self.all_segments();
-        self.load = Some(Load { segments, blocks, hot: 8, depth: 32, burst: 2, reads: 30, longest: 4 });
+        let every = Span::millis(2);
+        self.load =
+            Some(Load { segments, blocks, hot: 8, depth: 32, every, burst: 2, reads: 30, zeros: 5, longest: 4 });
     }
 
     /// Everything is read and equals what was acknowledged; replicas are identical; books are in order.
@@ -264,8 +301,8 @@ impl World {
         // Beats carry the commit point.
         self.run(Span::millis(1500));
         self.compare(&written);
-        if let Err(torn) = self.history.linear.check() {
-            self.fail(&torn.to_string());
+        if let Err(torn) = self.history.check() {
+            self.fail(&torn);
         }
         for place in self.places.values() {
             if let Some(process) = &place.process {
@@ -281,22 +318,21 @@ impl World {
             self.peeked.clear();
             let blocks: Vec<u32> = written.iter().filter(|(s, _)| *s == segment).map(|(_, block)| *block).collect();
             for node in &config.members {
+                let life = self.places[node].life;
+                let conn = self.open_conn(CHECKER, *node, life);
                 for block in &blocks {
                     let op = Op::Peek { block: BlockIndex(*block), count: 1 };
                     let session = Session(u64::from(*block));
                     let request = RequestId(u64::MAX);
                     let (epoch, generation) = (Epoch(0), Generation(0));
-                    self.send_request(*node, Request { segment, epoch, generation, session, request, op });
+                    self.carry_request(conn, Request { segment, epoch, generation, session, request, op });
                 }
                 let (node, wanted) = (*node, blocks.len());
                 self.expect("peeks are answered", Span::seconds(10), |world| {
                     wanted == 0 || world.peeked.get(&node).is_some_and(|got| got.len() == wanted)
                 });
             }
-            let mut all: Vec<Vec<u64>> = self.peeked.values().cloned().collect();
-            for one in &mut all {
-                one.sort_unstable();
-            }
+            let all: Vec<&BTreeMap<u32, u64>> = self.peeked.values().collect();
             if all.windows(2).any(|pair| pair[0] != pair[1]) {
                 self.fail("replicas differ");
             }

@@ -5,13 +5,14 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `world` | the queue of events, the clock, the nodes' places |
+//! | `world`, `queue`, `trace` | the clock, what is going to happen, what has happened; the nodes' places |
 //! | `node` | one run of a node: the machines over the store |
-//! | `network`, `conns` | connections between nodes, and of clients |
+//! | `clock` | a node's own idea of time |
+//! | `network`, `wires`, `conns` | the two networks; connections between nodes, and of clients |
 //! | `seat` | the authority, its records and its sessions |
 //! | `client`, `load` | the client and what it does by itself |
-//! | `faults` | what goes wrong, and what is looked at afterwards |
-//! | `checkers`, `linear`, `chronicle` | what must hold |
+//! | `faults`, `mixture` | what goes wrong; all kinds of it, drawn by a seed |
+//! | `checkers`, `linear`, `chronicle`, `coverage` | what must hold; what has been tried |
 //! | `stories`, `swarm` | what happens |
 //!
 //! Invariants: one seed gives one trace, byte for byte; so nothing here asks a clock, a thread or an unordered map.
@@ -26,16 +27,23 @@
 mod checkers;
 mod chronicle;
 mod client;
+mod clock;
 mod conns;
+mod coverage;
 mod faults;
 mod linear;
 mod load;
+mod mixture;
 mod network;
 mod node;
+mod queue;
 mod seat;
 mod stories;
 mod swarm;
+mod trace;
+mod wires;
 mod world;
 
+pub use coverage::Coverage;
 pub use stories::{Story, stories};
-pub use swarm::{Outcome, swarm};
+pub use swarm::{FAULTS_MIN, HEALED_WITHIN, Outcome, SECONDS, swarm};

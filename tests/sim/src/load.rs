@@ -1,35 +1,43 @@
-//! Load: what the client does by itself while faults happen.
+//! Load: what clients do by themselves while faults happen.
 
 use engine_core::ids::SegmentId;
 use engine_core::time::Span;
 
+use crate::client::{Task, Wish};
+use crate::conns::ClientId;
 use crate::world::World;
 
-/// A mix of reads and writes.
+/// A mix of reads, writes, zeroes and questions for allocation.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
     pub(crate) segments: Vec<SegmentId>,
-    /// Blocks it touches.
+    /// Blocks it touches, of each segment.
     pub(crate) blocks: u32,
     /// Of these many are touched half of the time.
     pub(crate) hot: u32,
     /// Operations under way at most.
     pub(crate) depth: usize,
-    /// Operations begun per two milliseconds at most.
+    /// How often operations are begun.
+    pub(crate) every: Span,
+    /// How many at a time at most.
     pub(crate) burst: u64,
     /// Reads in a hundred.
     pub(crate) reads: u64,
+    /// Zeroes in a hundred writes.
+    pub(crate) zeros: u64,
     /// Longest operation in blocks.
     pub(crate) longest: u64,
 }
 
 impl Load {
-    pub(crate) fn step(&mut self, world: &mut World) {
+    fn step(&self, world: &mut World) {
         let begun = world.between(0, self.burst);
         for _ in 0..begun {
-            let under_way = world.client.as_ref().map_or(usize::MAX, |client| client.tasks.len());
-            if under_way >= self.depth {
-                return;
+            // One that was replaced and has not heard of it goes on for a while.
+            let id = if world.attached > 1 && world.between(0, 15) == 0 { world.attached - 1 } else { world.attached };
+            let usable = world.clients.get(&id).filter(|client| client.is_usable());
+            if usable.is_none_or(|client| client.tasks.len() >= self.depth) {
+                continue;
             }
             let which = world.between(0, self.segments.len() as u64 - 1);
             let segment = self.segments[usize::try_from(which).expect("few")];
@@ -38,49 +46,61 @@ impl Load {
             let block = world.between(0, u64::from(range) - count);
             let (block, count) = (u32::try_from(block).expect("small"), u32::try_from(count).expect("small"));
             if world.between(0, 99) < self.reads {
-                world.read(segment, block, count);
+                let allocation = world.between(0, 9) == 0;
+                world.begin_read(id, segment, block, count, allocation);
             } else {
-                world.write(segment, block, count);
+                let zero = world.between(0, 99) < self.zeros;
+                world.begin_write(id, segment, block, count, zero);
             }
         }
     }
 }
 
 impl World {
-    /// Begins a write, unless one of the blocks is being written; says whether.
-    pub(crate) fn write(&mut self, segment: SegmentId, block: u32, count: u32) -> bool {
-        if self.client.as_ref().is_none_or(|client| client.fenced) {
-            return false;
+    /// Load goes on, as long as there is one.
+    pub(crate) fn on_load(&mut self) {
+        self.poll_attach();
+        let mut every = Span::millis(2);
+        if let Some(load) = self.load.take() {
+            load.step(self);
+            every = load.every;
+            self.load.get_or_insert(load);
         }
-        let Some(versions) = self.history.issue(self.now, segment, block, count) else { return false };
-        let now = self.now;
-        if let Some(client) = &mut self.client {
-            client.begin(now, segment, block, count, Some(versions), Vec::new());
-        }
-        self.flush_client();
-        true
+        self.after(every, crate::world::Event::Load);
+    }
+
+    /// Begins a write.
+    pub(crate) fn write(&mut self, segment: SegmentId, block: u32, count: u32) {
+        self.begin_write(self.attached, segment, block, count, false);
+    }
+
+    pub(crate) fn begin_write(&mut self, id: ClientId, segment: SegmentId, block: u32, count: u32, zero: bool) {
+        let Some(by) = self.clients.get(&id).map(|client| client.generation) else { return };
+        let versions = self.history.issue(self.now, by, (segment, block), count, zero);
+        let wish = if zero { Wish::Zero(versions) } else { Wish::Write(versions) };
+        self.submit(id, Task { segment, block, count, wish, begun: self.now });
     }
 
     /// Begins a read.
     pub(crate) fn read(&mut self, segment: SegmentId, block: u32, count: u32) {
+        self.begin_read(self.attached, segment, block, count, false);
+    }
+
+    fn begin_read(&mut self, id: ClientId, segment: SegmentId, block: u32, count: u32, allocation: bool) {
         let floors = self.history.floors(segment, block, count);
-        let now = self.now;
-        if let Some(client) = &mut self.client {
-            client.begin(now, segment, block, count, None, floors);
-        }
-        self.flush_client();
+        let wish = if allocation { Wish::Allocation(floors) } else { Wish::Read(floors) };
+        self.submit(id, Task { segment, block, count, wish, begun: self.now });
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.client.as_ref().is_none_or(|client| client.tasks.is_empty())
+        self.client().is_none_or(|client| client.tasks.is_empty())
     }
 
     /// Waits until everything begun is done.
     pub(crate) fn expect_done(&mut self, limit: Span) {
         let done = self.until(limit, |world| world.is_idle());
         if !done {
-            let tasks =
-                self.client.as_ref().map(|client| format!("{:?} {:?}", client.segs, client.tasks.iter().next()));
+            let tasks = self.client().map(|client| format!("{:?} {:?}", client.sessions, client.tasks.values().next()));
             self.fail(&format!("operations hang: {}", tasks.unwrap_or_default()));
         }
     }

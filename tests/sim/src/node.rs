@@ -108,22 +108,29 @@ pub(crate) fn format(node: NodeId, extents: u64) -> Disk {
 fn remember(superblock: &mut Superblock, disk: &mut Disk, revision: Revision) {
     if revision > superblock.revision {
         superblock.revision = revision;
-        store::rewrite(disk, superblock).expect("a sound disk");
+        // What cannot be written is told again after the next start.
+        let _ = store::rewrite(disk, superblock);
     }
 }
 
 impl Process {
-    pub(crate) fn start(node: NodeId, disk: &Disk, seed: u64, chronicle: Rc<RefCell<Chronicle>>) -> Self {
+    /// Opens the disk; `Err` says why it cannot be.
+    pub(crate) fn start(
+        node: NodeId,
+        disk: &Disk,
+        seed: u64,
+        chronicle: Rc<RefCell<Chronicle>>,
+    ) -> Result<Self, String> {
         let mut whole = disk.clone();
-        let superblock = store::open(&mut whole, CLUSTER, node).expect("a formatted disk");
+        let superblock = store::open(&mut whole, CLUSTER, node).map_err(|error| error.to_string())?;
         let region = superblock.geometry.region(0);
         let mut device = disk.device(region.base, region.len);
         // Operations take time: the world finishes them one by one, in any order.
         device.hold(true);
-        let store = ShardStore::open(&mut whole, device, &superblock, 0).expect("a sound disk");
+        let store = ShardStore::open(&mut whole, device, &superblock, 0).map_err(|error| error.to_string())?;
         let quay = Quay::new(node, 0, seed, Watched::new(store, node, chronicle), Ends::default());
         let wanted = BTreeSet::new();
-        Self { quay, superblock, disk: whole, distrusting: None, wanted, events: Vec::new() }
+        Ok(Self { quay, superblock, disk: whole, distrusting: None, wanted, events: Vec::new() })
     }
 
     /// Takes one thing, and lets the store go on; gives what was said.
@@ -156,16 +163,16 @@ impl Process {
             Heard::Authority(FromAuthority::Revision(revision)) => {
                 remember(&mut self.superblock, &mut self.disk, revision);
             }
-            Heard::Authority(FromAuthority::RegisterRefused(reason)) => panic!("a node was refused: {reason}"),
-            Heard::Authority(FromAuthority::Nodes(_)) => {}
+            Heard::Authority(FromAuthority::RegisterRefused(_) | FromAuthority::Nodes(_)) => {}
             Heard::Authority(said) => quay.authority_said(now, said),
         }
         while quay.advance(now, &mut self.events) {}
         if let Some((grace, boot)) = self.distrusting.take_if(|_| quay.is_distrusted()) {
             self.superblock.boot = boot;
-            store::rewrite(&mut self.disk, &self.superblock).expect("a sound disk");
-            quay.serve(now, grace);
-            while quay.advance(now, &mut self.events) {}
+            if store::rewrite(&mut self.disk, &self.superblock).is_ok() {
+                quay.serve(now, grace);
+                while quay.advance(now, &mut self.events) {}
+            }
         }
         if quay.take_peers_changed() {
             let wanted = quay.wanted();

@@ -21,6 +21,7 @@ impl World {
         let records = self.seat.records.values().cloned().collect();
         self.seat.machine = Some(Authority::restore(records, &setup).expect("its own records"));
         self.seat.life += 1;
+        self.seat.first_call = self.seat.last_call + 1;
         let life = self.seat.life;
         self.after(Span(1), Event::AuthorityTick(life));
     }
@@ -71,8 +72,9 @@ impl World {
         let boot = BootId(u128::from(life));
         self.tell_authority(Input::Register { session, boot, registration });
         let part = self.places[&node].process.as_ref().map(|process| process.quay.replicas()).unwrap_or_default();
-        self.after(Span(300_000), Event::ToAuthority { session, message: ToAuthority::Replicas { part, last: true } });
-        self.after(Span(400_000), Event::Report { node, session });
+        let at = self.seat_hears();
+        self.at(at, Event::ToAuthority { session, message: ToAuthority::Replicas { part, last: true } });
+        self.at(at, Event::Report { node, session });
     }
 
     pub(crate) fn on_report(&mut self, node: NodeId, session: SessionRef) {
@@ -82,7 +84,8 @@ impl World {
         }
         if let (Some(process), None) = (&place.process, &place.paused) {
             let message = ToAuthority::Report(process.report());
-            self.tell_authority(Input::Node { session, message });
+            let at = self.seat_hears();
+            self.at(at, Event::ToAuthority { session, message });
         }
         self.after(REPORT_EVERY, Event::Report { node, session });
     }
@@ -96,7 +99,10 @@ impl World {
             match effect {
                 Effect::Save(changes) => self.save(changes),
                 Effect::Accept { .. } => {}
-                Effect::Refuse { session, reason } => panic!("{session:?} is refused: {reason}"),
+                Effect::Refuse { session, reason } => {
+                    assert!(self.damage, "{session:?} is refused: {reason}");
+                    self.coverage.count("state: a node was refused");
+                }
                 Effect::Send { to, message } => self.authority_says(to, message),
                 Effect::Answer { call, result } => {
                     let result = result.map_err(|error| format!("{error}"));
@@ -117,7 +123,9 @@ impl World {
         }
         let Some(session) = self.places.get(&to).and_then(|place| place.session) else { return };
         if self.seat.sessions.contains_key(&session) {
-            self.after(Span(200_000), Event::FromAuthority { session, message });
+            self.coverage.decided(&message);
+            let at = self.seat_heard();
+            self.at(at, Event::FromAuthority { session, message });
         }
     }
 
@@ -135,16 +143,25 @@ impl World {
                     _ => None,
                 });
                 checkers::follows(old, &record.config);
+                if let Some(old) = old {
+                    self.coverage.installed(old, &record.config);
+                }
             }
             self.seat.records.insert(key, StoredRecord { key, version: version + 1, value });
         }
     }
 
-    /// Asks the authority, and waits for its answer.
-    pub(crate) fn call(&mut self, request: Call, limit: Span) -> Result<Answer, String> {
+    /// Asks the authority; the answer comes into [`Seat::answers`](crate::world::Seat).
+    pub(crate) fn ask(&mut self, request: Call) -> CallId {
         self.seat.last_call += 1;
         let call = CallId(self.seat.last_call);
         self.tell_authority(Input::Call { call, request });
+        call
+    }
+
+    /// Asks the authority, and waits for its answer.
+    pub(crate) fn call(&mut self, request: Call, limit: Span) -> Result<Answer, String> {
+        let call = self.ask(request);
         let answered = self.until(limit, |world| world.seat.answers.contains_key(&call));
         assert!(answered, "no answer within {limit:?}");
         self.seat.answers.remove(&call).expect("just seen")

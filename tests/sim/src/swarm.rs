@@ -1,154 +1,147 @@
-//! Everything goes wrong at once, seed by seed: faults and load are drawn, then everything heals, and what must hold
-//! is checked: every acknowledged write is read back, replicas are identical, all copies come back.
+//! Everything goes wrong at once, seed by seed: a world, its load and a mixture of faults are drawn, faults happen,
+//! everything heals, and what must hold is checked: every acknowledged write is read back, replicas are identical, all
+//! copies come back in time.
 
-use engine_core::ids::NodeId;
 use engine_core::random::Random;
 use engine_core::time::Span;
 
+use crate::coverage::Coverage;
 use crate::load::Load;
-use crate::world::World;
+use crate::mixture::Mixture;
+use crate::world::{Shape, World};
 
 /// After healing, everything serves and has all its copies within this time: grace, a permit, a copy, some patience.
-const HEALED_WITHIN: Span = Span::seconds(90);
+pub const HEALED_WITHIN: Span = Span::seconds(90);
+/// How long a seed's world runs at least.
+pub const SECONDS: u64 = 60;
+/// Faults every seed makes at least.
+pub const FAULTS_MIN: u64 = 5;
 
 /// What one seed came to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Outcome {
+    /// Hash of everything that happened.
+    pub trace: u64,
+    /// Nodes of its cluster.
+    pub nodes: u64,
+    /// Operations that were answered.
+    pub operations: u64,
     /// Writes acknowledged.
     pub writes: u64,
+    /// Faults made.
+    pub faults: u64,
+    /// Events of the simulation.
+    pub events: u64,
     /// How long the world ran.
-    pub seconds: u64,
+    pub span: Span,
+    /// Faults and states by kind.
+    pub coverage: Coverage,
 }
 
-/// Runs one seed.
+/// Runs one seed for at least `seconds` of its time.
 ///
 /// # Panics
 /// When something that must hold does not.
 #[must_use]
-pub fn swarm(seed: u64) -> Outcome {
+pub fn swarm(seed: u64, seconds: u64) -> Outcome {
     let mut random = Random::new(seed ^ 0x5EED);
-    let nodes = u16::try_from(random.between(3, 6)).expect("small");
-    let copies = random.between(2, 3) as u8;
-    let min_copies = if random.between(0, 4) == 0 { 1 } else { 2 };
-    let megabytes = [1, 4, 16, 66][random.between(0, 3) as usize];
-    let mut w = World::serving(seed, nodes, copies, min_copies, megabytes);
-    w.grace = Span::seconds(5);
-    let segments = w.all_segments();
-    let blocks = [64, 256, 256 * megabytes as u32 / segments.len() as u32][random.between(0, 2) as usize];
-    w.load = Some(Load {
-        segments,
-        blocks: blocks.min(1024),
-        hot: random.between(4, 40) as u32,
-        depth: random.between(4, 96) as usize,
-        burst: random.between(1, 4),
-        reads: random.between(10, 60),
-        longest: [1, 4, 24][random.between(0, 2) as usize],
-    });
-    for _ in 0..random.between(1, 3) {
-        for _ in 0..random.between(2, 10) {
-            fault(&mut w, &mut random);
+    let shape = shape(&mut random);
+    let mut w = World::shaped(seed, &shape);
+    let begun = w.now;
+    w.load = Some(load(&w, &shape, &mut random));
+    let keeps = shape.min_copies >= 2;
+    let mut mixture = Mixture::draw(&w, &mut random, shape.extents, keeps);
+    w.say(&format!("{shape:?} {mixture:?} {:?}", w.load));
+    while w.now.since(begun) < Span::seconds(seconds) || mixture.made < FAULTS_MIN {
+        for _ in 0..random.between(2, 8) {
+            mixture.strike(&mut w, &mut random);
             let pause = [50, 400, 1500, 6000][random.between(0, 3) as usize];
             w.run(Span::millis(random.between(1, pause)));
         }
-        heal(&mut w);
+        mixture.heal(&mut w);
         if random.between(0, 2) > 0 {
-            w.expect("all copies are back", HEALED_WITHIN, |w| w.is_whole());
+            expect_whole(&mut w);
         } else {
             w.run(Span::millis(random.between(1, 3000)));
         }
     }
-    w.expect("all copies are back", HEALED_WITHIN, |w| w.is_whole());
+    mixture.heal(&mut w);
+    expect_whole(&mut w);
+    w.expect("a client is attached", Span::seconds(60), |w| w.client().is_some_and(|client| client.is_usable()));
     let before = w.history.acknowledged;
     w.expect("writes go on", Span::seconds(10), |w| w.history.acknowledged > before + 20);
     w.verify();
-    Outcome { writes: w.history.acknowledged, seconds: w.now.0 / 1_000_000_000 }
-}
-
-fn heal(w: &mut World) {
-    w.heal();
-    w.seat.mute_decisions = false;
-    w.network.delay_max = Span(400_000);
-    let all: Vec<NodeId> = w.places.keys().copied().collect();
-    for node in all {
-        let place = w.places.get_mut(&node).expect("a node");
-        place.disk_slow = Span(200_000);
-        place.disk.fail_writes(0);
-        if place.process.as_ref().is_some_and(|process| process.quay.failure().is_some()) {
-            w.crash(node, true);
-        }
-        w.start(node);
-    }
-    if w.seat.machine.is_none() {
-        w.start_authority();
+    Outcome {
+        trace: w.trace(),
+        nodes: u64::from(shape.nodes),
+        operations: w.clients.values().map(|client| client.done).sum(),
+        writes: w.history.acknowledged,
+        faults: mixture.made,
+        events: w.events,
+        span: w.now.since(begun),
+        coverage: w.coverage,
     }
 }
 
-fn fault(w: &mut World, random: &mut Random) {
-    let all: Vec<NodeId> = w.places.keys().copied().collect();
-    let mut pick = || all[random.between(0, all.len() as u64 - 1) as usize];
-    let (one, other) = (pick(), pick());
-    match random.between(0, 22) {
-        0..=3 => w.crash(one, random.between(0, 3) > 0),
-        4..=6 => w.start(one),
-        7 => {
-            let primary = w.primary();
-            w.crash(primary, true);
-        }
-        8 => {
-            w.crash(one, true);
-            w.start(one);
-        }
-        9 => w.pause(one, Span::millis(random.between(10, 8000))),
-        10 if one != other => w.block(one, other),
-        11 => w.partition(&[one], &all),
-        12 if one != other => w.partition(&[one], &[other]),
-        13 => w.heal(),
-        14 | 15 => {
-            for _ in 0..random.between(1, 6) {
-                w.sever(one, other, false);
-                w.run(Span::millis(random.between(1, 60)));
-                w.sever(other, one, false);
-            }
-        }
-        16 => w.cut_authority(one),
-        17 => w.cut_client(one),
-        18 => w.drop_conn(one),
-        19 => {
-            if w.seat.machine.is_some() {
-                w.stop_authority();
-            } else {
-                w.start_authority();
-            }
-        }
-        20 => w.seat.mute_decisions = !w.seat.mute_decisions,
-        21 => {
-            w.places.get_mut(&one).expect("a node").disk_slow = Span::millis(random.between(1, 60));
-            w.network.delay_max = Span::millis(random.between(1, 8));
-        }
-        22 if w.places[&one].process.is_some() => w.places[&one].disk.fail_writes(1),
-        _ => {}
+fn expect_whole(w: &mut World) {
+    w.expect("all copies are back", HEALED_WITHIN, |w| w.is_whole());
+}
+
+fn shape(random: &mut Random) -> Shape {
+    let spread_zone = random.between(0, 3) == 0;
+    let copies = random.between(2, 3) as u8;
+    let zones = if spread_zone { 3 } else { 1 };
+    Shape {
+        nodes: random.between(3, 6) as u16,
+        zones,
+        extents: 4096,
+        copies,
+        min_copies: if random.between(0, 4) == 0 { 1 } else { 2 },
+        megabytes: [1, 4, 16, 66, 130][random.between(0, 4) as usize],
+        spread_zone,
+    }
+}
+
+/// At least a hundred operations a second, when nothing is in their way.
+fn load(w: &World, shape: &Shape, random: &mut Random) -> Load {
+    let segments = w.all_segments();
+    let all = 256 * shape.megabytes as u32 / segments.len() as u32;
+    let blocks = [64, 256, all][random.between(0, 2) as usize];
+    // `burst` operations begin, at most, every so often: half of that on the average.
+    let burst = [1, 4, 24][random.between(0, 2) as usize];
+    let a_second = random.between(150, 400);
+    Load {
+        segments,
+        blocks: blocks.min(1024).min(all),
+        hot: random.between(4, 40) as u32,
+        depth: random.between(16, 96) as usize,
+        every: Span(burst * 500_000_000 / a_second),
+        burst,
+        reads: random.between(10, 60),
+        zeros: [0, 5, 30][random.between(0, 2) as usize],
+        longest: [1, 4, 24][random.between(0, 2) as usize],
     }
 }
 
 #[cfg(test)]
 mod tests {
     /// Seeds of an ordinary run.
-    const SEEDS: u64 = 24;
+    const SEEDS: u64 = 16;
 
     #[test]
     fn swarm() {
         let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
         if let Some(seed) = number("BREAKWATER_SEED") {
-            eprintln!("seed {seed}: {:?}", super::swarm(seed));
+            eprintln!("seed {seed}: {:?}", super::swarm(seed, super::SECONDS));
             return;
         }
         let (seeds, first) = (number("BREAKWATER_SEEDS").unwrap_or(SEEDS), number("BREAKWATER_FIRST").unwrap_or(1));
         let (mut failed, mut total) = (Vec::new(), 0);
         for seed in first..first + seeds {
-            match std::panic::catch_unwind(|| super::swarm(seed)) {
-                Ok(outcome) => total += outcome.seconds,
+            match std::panic::catch_unwind(|| super::swarm(seed, super::SECONDS)) {
+                Ok(outcome) => total += outcome.span.as_millis() / 1000,
                 Err(_) => {
-                    eprintln!("seed {seed} failed; again: BREAKWATER_SEED={seed} cargo test -p breakwater-sim swarm");
+                    eprintln!("seed {seed} failed; again: nodectl sim swarm --seed {seed}");
                     failed.push(seed);
                 }
             }

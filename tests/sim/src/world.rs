@@ -1,11 +1,10 @@
-//! The simulated world: nodes, their network, the authority and a client under one virtual clock.
+//! The simulated world: nodes, their networks, the authority and clients under one virtual clock.
 //!
 //! Everything that happens is an event in one queue, ordered by time and number; every choice comes from one seeded
 //! generator. The same seed gives the same trace, byte for byte ([`World::trace`]).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::rc::Rc;
 
 use engine::device::memory::Disk;
@@ -22,8 +21,13 @@ use engine_core::time::{Span, Time};
 use crate::checkers::History;
 use crate::chronicle::Chronicle;
 use crate::client::Client;
-use crate::network::Network;
+use crate::clock::Clock;
+use crate::conns::{ClientId, Conn};
+use crate::coverage::Coverage;
+use crate::network::{Net, Network, Way};
 use crate::node::{self, Heard, Out, Process};
+use crate::queue::Queue;
+use crate::trace::Trace;
 
 /// What is going to happen.
 #[derive(Debug)]
@@ -42,19 +46,24 @@ pub(crate) enum Event {
         message: PeerMessage,
     },
     Dial {
-        from: NodeId,
-        to: NodeId,
+        way: Way,
+        lane: Lane,
+        net: Net,
         life: u64,
     },
-    /// A blocked connection is given up.
+    /// A connection over the replication network looks for the primary network.
+    Better {
+        way: Way,
+        link: u64,
+    },
+    /// A connection that gets nothing through is given up.
     Stalled {
-        from: NodeId,
-        to: NodeId,
+        way: Way,
+        lane: Lane,
         link: u64,
     },
     Broken {
-        from: NodeId,
-        to: NodeId,
+        way: Way,
         life: u64,
         refused: bool,
     },
@@ -75,12 +84,20 @@ pub(crate) enum Event {
         message: FromAuthority,
     },
     AuthorityTick(u64),
-    ClientTick,
+    Load,
+    ClientTick(ClientId),
+    ClientDial {
+        client: ClientId,
+        node: NodeId,
+        attempt: u64,
+    },
+    Refresh(ClientId),
     Reply {
         conn: ClientRef,
         reply: Reply,
     },
     ConnLost {
+        client: ClientId,
         conn: ClientRef,
         node: NodeId,
     },
@@ -97,22 +114,45 @@ pub(crate) struct Place {
     /// Number of the present run.
     pub(crate) life: u64,
     pub(crate) zone: String,
+    pub(crate) clock: Clock,
     pub(crate) paused: Option<Vec<Heard>>,
     /// The host answers for a process that is gone.
     pub(crate) refuses: bool,
     pub(crate) session: Option<SessionRef>,
     pub(crate) disk_slow: Span,
+    /// The whole device hangs until then.
+    pub(crate) disk_hangs: Time,
     disk_due: bool,
-    want: BTreeSet<NodeId>,
+    pub(crate) want: BTreeSet<NodeId>,
 }
 
 impl Place {
+    fn new(node: NodeId, zone: String, extents: u64, ahead: u64) -> Self {
+        Self {
+            disk: node::format(node, extents),
+            process: None,
+            life: 0,
+            zone,
+            clock: Clock::new(ahead),
+            paused: None,
+            refuses: true,
+            session: None,
+            disk_slow: DISK_SLOW,
+            disk_hangs: Time(0),
+            disk_due: false,
+            want: BTreeSet::new(),
+        }
+    }
+
     /// The process is gone, with its connections and wishes.
     pub(crate) fn forget(&mut self) {
         self.disk_due = false;
         self.want.clear();
     }
 }
+
+/// How long an operation of a disk takes, at most, when nothing is wrong.
+pub(crate) const DISK_SLOW: Span = Span(200_000);
 
 /// The authority and what survives it.
 pub(crate) struct Seat {
@@ -124,66 +164,23 @@ pub(crate) struct Seat {
     pub(crate) cut: BTreeSet<NodeId>,
     pub(crate) answers: BTreeMap<CallId, Result<Answer, String>>,
     pub(crate) last_call: u64,
+    /// Calls before this one were asked of a process that is gone.
+    pub(crate) first_call: u64,
     /// Replies on proposals are lost.
     pub(crate) mute_decisions: bool,
+    /// How long a message to it or from it takes.
+    pub(crate) slow: Span,
+    /// Earliest arrival there, and back.
+    there: Time,
+    back: Time,
 }
 
-pub(crate) struct World {
-    pub(crate) now: Time,
-    queue: BTreeMap<(Time, u64), Event>,
-    number: u64,
-    pub(crate) random: Random,
-    pub(crate) places: BTreeMap<NodeId, Place>,
-    pub(crate) network: Network,
-    pub(crate) seat: Seat,
-    pub(crate) client: Option<Client>,
-    pub(crate) conns: BTreeMap<ClientRef, (NodeId, u64)>,
-    pub(crate) conn_of: BTreeMap<NodeId, ClientRef>,
-    pub(crate) last_conn: u64,
-    pub(crate) conn_busy: BTreeMap<ClientRef, (Time, Time)>,
-    pub(crate) client_cut: BTreeSet<NodeId>,
-    pub(crate) history: History,
-    pub(crate) chronicle: Rc<RefCell<Chronicle>>,
-    pub(crate) peeked: BTreeMap<NodeId, Vec<u64>>,
-    pub(crate) load: Option<crate::load::Load>,
-    pub(crate) grace: Span,
-    trace: Fnv,
-    pub(crate) print: bool,
-}
+/// What a message to or from the authority takes when nothing is wrong.
+pub(crate) const SEAT_SLOW: Span = Span(200_000);
 
-/// A running hash of everything that happened.
-struct Fnv(u64);
-
-impl std::fmt::Write for Fnv {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        for byte in text.bytes() {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        Ok(())
-    }
-}
-
-impl World {
-    /// Nodes n1 to `nodes`, each in a zone of three, each with space for `extents`.
-    pub(crate) fn new(seed: u64, nodes: u16, extents: u64) -> Self {
-        let mut random = Random::new(seed);
-        let place = |id: u16| {
-            let node = NodeId(id);
-            let place = Place {
-                disk: node::format(node, extents),
-                process: None,
-                life: 0,
-                zone: "z".into(),
-                paused: None,
-                refuses: true,
-                session: None,
-                disk_slow: Span(200_000),
-                disk_due: false,
-                want: BTreeSet::new(),
-            };
-            (node, place)
-        };
-        let seat = Seat {
+impl Seat {
+    const fn new() -> Self {
+        Self {
             machine: None,
             records: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -192,36 +189,120 @@ impl World {
             cut: BTreeSet::new(),
             answers: BTreeMap::new(),
             last_call: 0,
+            first_call: 0,
             mute_decisions: false,
+            slow: SEAT_SLOW,
+            there: Time(0),
+            back: Time(0),
+        }
+    }
+}
+
+impl World {
+    /// When what is said to the authority now arrives.
+    pub(crate) fn seat_hears(&mut self) -> Time {
+        self.seat.there = self.seat.there.max(self.now + self.seat.slow);
+        self.seat.there
+    }
+
+    /// When what the authority says now arrives.
+    pub(crate) fn seat_heard(&mut self) -> Time {
+        self.seat.back = self.seat.back.max(self.now + self.seat.slow);
+        self.seat.back
+    }
+}
+
+/// What a world is made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) nodes: u16,
+    pub(crate) zones: u16,
+    /// Extents each node has space for.
+    pub(crate) extents: u64,
+    pub(crate) copies: u8,
+    pub(crate) min_copies: u8,
+    /// Size of the volume.
+    pub(crate) megabytes: u64,
+    /// Each copy in a zone of its own.
+    pub(crate) spread_zone: bool,
+}
+
+pub(crate) struct World {
+    pub(crate) now: Time,
+    queue: Queue<Event>,
+    pub(crate) random: Random,
+    pub(crate) places: BTreeMap<NodeId, Place>,
+    pub(crate) network: Network,
+    pub(crate) seat: Seat,
+    pub(crate) clients: BTreeMap<ClientId, Client>,
+    /// The client that is attached last; 0: none yet.
+    pub(crate) attached: ClientId,
+    /// Somebody asks to be attached.
+    pub(crate) attaching: Option<CallId>,
+    pub(crate) conns: BTreeMap<ClientRef, Conn>,
+    pub(crate) last_conn: u64,
+    pub(crate) client_cut: BTreeSet<NodeId>,
+    pub(crate) history: History,
+    pub(crate) chronicle: Rc<RefCell<Chronicle>>,
+    pub(crate) peeked: BTreeMap<NodeId, BTreeMap<u32, u64>>,
+    pub(crate) load: Option<crate::load::Load>,
+    pub(crate) grace: Span,
+    /// Some disk has lied or rotted: damage may be found.
+    pub(crate) damage: bool,
+    pub(crate) coverage: Coverage,
+    pub(crate) events: u64,
+    trace: Trace,
+    pub(crate) print: bool,
+}
+
+impl World {
+    /// Nodes n1, n2, ..., in zones by turns, each with a blank disk.
+    pub(crate) fn new(seed: u64, shape: &Shape) -> Self {
+        let mut random = Random::new(seed);
+        let mut place = |id: u16| {
+            let node = NodeId(id);
+            let zone = format!("z{}", (id - 1) % shape.zones + 1);
+            (node, Place::new(node, zone, shape.extents, random.between(0, 1 << 40)))
         };
+        let places = (1..=shape.nodes).map(&mut place).collect();
         let mut world = Self {
             now: Time(1_000_000_000),
-            queue: BTreeMap::new(),
-            number: 0,
-            places: (1..=nodes).map(place).collect(),
+            queue: Queue::new(),
+            places,
             network: Network::new(),
-            seat,
-            client: None,
+            seat: Seat::new(),
+            clients: BTreeMap::new(),
+            attached: 0,
+            attaching: None,
             conns: BTreeMap::new(),
-            conn_of: BTreeMap::new(),
             last_conn: 0,
-            conn_busy: BTreeMap::new(),
             client_cut: BTreeSet::new(),
-            history: History::default(),
+            history: History::new(),
             chronicle: Rc::default(),
             peeked: BTreeMap::new(),
             load: None,
             grace: Span::seconds(5),
-            trace: Fnv(random.next_u64()),
+            damage: false,
+            coverage: Coverage::default(),
+            events: 0,
+            trace: Trace(random.next_u64()),
             random,
             print: std::env::var_os("BREAKWATER_TRACE").is_some(),
         };
-        world.after(Span(1), Event::ClientTick);
+        world.after(Span(1), Event::Load);
         world
     }
 
+    /// One node more, with a blank disk.
+    pub(crate) fn add_node(&mut self, zone: &str, extents: u64) -> NodeId {
+        let node = NodeId(self.places.keys().next_back().map_or(1, |last| last.0 + 1));
+        let ahead = self.between(0, 1 << 40);
+        self.places.insert(node, Place::new(node, zone.into(), extents, ahead));
+        node
+    }
+
     /// Hash of everything that has happened.
-    pub(crate) fn trace(&self) -> u64 {
+    pub(crate) const fn trace(&self) -> u64 {
         self.trace.0
     }
 
@@ -230,24 +311,21 @@ impl World {
     }
 
     pub(crate) fn at(&mut self, time: Time, event: Event) {
-        self.number += 1;
-        self.queue.insert((time.max(self.now), self.number), event);
+        self.queue.push(time.max(self.now), event);
     }
 
-    pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
+    pub(crate) const fn between(&mut self, low: u64, high: u64) -> u64 {
         self.random.between(low, high)
     }
 
     /// Lets time pass.
     pub(crate) fn run(&mut self, span: Span) {
         let end = self.now + span;
-        while let Some(entry) = self.queue.first_entry() {
-            if entry.key().0 > end {
-                break;
-            }
-            let ((time, _), event) = entry.remove_entry();
+        while let Some((time, event)) = self.queue.pop_until(end) {
             self.now = time;
-            let _ = write!(self.trace, "{} {event:?}", time.0);
+            self.events += 1;
+            let random = self.random.clone().next_u64();
+            self.trace.event(time, random, &event);
             if self.print {
                 self.show(&event);
             }
@@ -257,12 +335,21 @@ impl World {
     }
 
     fn show(&self, event: &Event) {
-        if let Event::Node { heard: Heard::Tick | Heard::Disk, .. } | Event::ClientTick | Event::AuthorityTick(_) =
-            event
+        if let Event::Node { heard: Heard::Tick | Heard::Disk, .. }
+        | Event::Load
+        | Event::ClientTick(_)
+        | Event::AuthorityTick(_) = event
         {
             return;
         }
         eprintln!("{:>12.6} {event:?}", self.now.0 as f64 / 1e9);
+    }
+
+    /// Says something in the printed trace.
+    pub(crate) fn say(&self, what: &str) {
+        if self.print {
+            eprintln!("{:>12.6} {what}", self.now.0 as f64 / 1e9);
+        }
     }
 
     /// Lets time pass until something holds; says whether it did within `limit`.
@@ -285,11 +372,12 @@ impl World {
                     self.on_node(to, life, Heard::Peer { from, message });
                 }
             }
-            Event::Dial { from, to, life } => self.on_dial(from, to, life),
-            Event::Stalled { from, to, link } => self.on_stalled(from, to, link),
-            Event::Broken { from, to, life, refused } => {
+            Event::Dial { way, lane, net, life } => self.on_dial(way, lane, net, life),
+            Event::Better { way, link } => self.on_better(way, link),
+            Event::Stalled { way, lane, link } => self.on_stalled(way, lane, link),
+            Event::Broken { way: (from, to), life, refused } => {
                 self.on_node(from, life, Heard::PeerDown { node: to, refused });
-                self.dial(from, to);
+                self.dial(from, to, Lane::Live);
             }
             Event::Register { node, life } => self.on_register(node, life),
             Event::Report { node, session } => self.on_report(node, session),
@@ -305,15 +393,12 @@ impl World {
                     self.after(AUTHORITY_TICK, Event::AuthorityTick(life));
                 }
             }
-            Event::ClientTick => self.on_client_tick(),
+            Event::Load => self.on_load(),
+            Event::ClientTick(client) => self.on_client_tick(client),
+            Event::ClientDial { client, node, attempt } => self.on_client_dial(client, node, attempt),
+            Event::Refresh(client) => self.on_refresh(client),
             Event::Reply { conn, reply } => self.on_reply(conn, reply),
-            Event::ConnLost { conn, node } => {
-                self.conns.remove(&conn);
-                if self.conn_of.get(&node) == Some(&conn) {
-                    self.conn_of.remove(&node);
-                }
-                self.client_lost(node);
-            }
+            Event::ConnLost { client, conn, node } => self.on_conn_lost(client, conn, node),
             Event::Resume { node, life } => self.on_resume(node, life),
         }
     }
@@ -321,8 +406,8 @@ impl World {
     // ---- nodes
 
     pub(crate) fn on_node(&mut self, node: NodeId, life: u64, heard: Heard) {
-        let now = self.now;
         let Some(place) = self.places.get_mut(&node).filter(|place| place.life == life) else { return };
+        let now = place.clock.at(self.now);
         let ticks = matches!(heard, Heard::Tick);
         if let Some(backlog) = &mut place.paused {
             if !ticks {
@@ -332,6 +417,10 @@ impl World {
         }
         let Some(process) = &mut place.process else { return };
         if matches!(heard, Heard::Disk) {
+            if place.disk_hangs > self.now {
+                let until = place.disk_hangs;
+                return self.at(until, Event::Node { node, life, heard });
+            }
             place.disk_due = false;
             // Operations end in any order, and some together.
             let many = self.random.between(1, 3);
@@ -369,103 +458,19 @@ impl World {
 
     fn put(&mut self, node: NodeId, out: Out) {
         match out {
-            Out::Peer { to, lane, message } => self.send_peer(node, to, lane, message),
-            Out::Reply { client, reply } => {
-                let delay = Span(self.random.between(30_000, 300_000));
-                let Some((_, busy)) = self.conn_busy.get_mut(&client) else { return };
-                *busy = (*busy).max(self.now + delay);
-                let at = *busy;
-                self.at(at, Event::Reply { conn: client, reply });
+            Out::Peer { to, lane, message } => {
+                self.coverage.said(&message.body);
+                self.send_peer(node, to, lane, message);
             }
+            Out::Reply { client, reply } => self.carry_reply(client, reply),
             Out::Authority(message) => {
                 let session = self.places[&node].session;
                 if let Some(session) = session.filter(|session| self.seat.sessions.contains_key(session)) {
-                    self.after(Span(200_000), Event::ToAuthority { session, message });
+                    let at = self.seat_hears();
+                    self.at(at, Event::ToAuthority { session, message });
                 }
             }
             Out::Want(wanted) => self.want(node, wanted),
-        }
-    }
-
-    fn send_peer(&mut self, from: NodeId, to: NodeId, lane: Lane, message: PeerMessage) {
-        let life = self.places.get(&to).map_or(0, |place| place.life);
-        if let Some((link, at)) = self.network.send((from, to), lane, &message, self.now, &mut self.random) {
-            self.at(at, Event::Arrive { link, to, from, life, message });
-        }
-    }
-
-    /// What a partition held back goes on its way.
-    pub(crate) fn release_stuck(&mut self, from: NodeId, to: NodeId) {
-        let stuck = self.network.links.get_mut(&(from, to)).map(|link| std::mem::take(&mut link.stuck));
-        for (lane, message) in stuck.into_iter().flatten() {
-            self.send_peer(from, to, lane, message);
-        }
-    }
-
-    fn want(&mut self, node: NodeId, wanted: BTreeSet<NodeId>) {
-        let Some(place) = self.places.get_mut(&node) else { return };
-        let before = std::mem::replace(&mut place.want, wanted.clone());
-        for to in before.difference(&wanted) {
-            if self.network.sever(node, *to, self.now, &mut self.random).is_some() {
-                let life = self.places[&node].life;
-                self.on_node(node, life, Heard::PeerDown { node: *to, refused: false });
-            }
-        }
-        for to in wanted.difference(&before) {
-            self.dial(node, *to);
-        }
-    }
-
-    /// Tries to connect, after a pause.
-    pub(crate) fn dial(&mut self, from: NodeId, to: NodeId) {
-        let Some(place) = self.places.get(&from) else { return };
-        let life = place.life;
-        if !place.want.contains(&to) || place.process.is_none() {
-            return;
-        }
-        let link = self.network.links.entry((from, to)).or_default();
-        if link.number != 0 || link.dialling {
-            return;
-        }
-        link.dialling = true;
-        let pause = link.pause.0;
-        link.pause = Span((pause * 2).clamp(20_000_000, 1_000_000_000));
-        let wait = self.random.between(200_000, pause.max(400_000));
-        self.after(Span(wait), Event::Dial { from, to, life });
-    }
-
-    fn on_dial(&mut self, from: NodeId, to: NodeId, life: u64) {
-        if let Some(link) = self.network.links.get_mut(&(from, to)) {
-            link.dialling = false;
-        }
-        if self.places[&from].life != life || self.network.number(from, to) != 0 {
-            return self.dial(from, to);
-        }
-        let blocked = self.network.is_blocked(from, to) || self.network.is_blocked(to, from);
-        let Some(there) = self.places.get(&to) else { return };
-        if !blocked && there.process.is_some() && there.paused.is_none() {
-            self.network.connect(from, to);
-            return self.on_node(from, life, Heard::PeerUp(to));
-        }
-        if !blocked && there.process.is_none() && there.refuses {
-            self.on_node(from, life, Heard::PeerDown { node: to, refused: true });
-        }
-        self.dial(from, to);
-    }
-
-    fn on_stalled(&mut self, from: NodeId, to: NodeId, link: u64) {
-        let blocked = self.network.is_blocked(from, to) || self.network.is_blocked(to, from);
-        if blocked && self.network.number(from, to) == link {
-            self.sever(from, to, false);
-        }
-    }
-
-    /// Breaks a connection; its maker hears of it shortly after.
-    pub(crate) fn sever(&mut self, from: NodeId, to: NodeId, refused: bool) {
-        if self.network.sever(from, to, self.now, &mut self.random).is_some() {
-            let life = self.places[&from].life;
-            let delay = Span(self.random.between(100_000, 2_000_000));
-            self.after(delay, Event::Broken { from, to, life, refused });
         }
     }
 

@@ -14,7 +14,7 @@ told! {
 
 fn a_new_attachment_fences_the_old_one(seed: u64) {
     let mut w = busy(seed);
-    let old = w.client.take().expect("attached");
+    let old = w.attached;
     w.attach();
     let segment = w.segment();
     w.load = None;
@@ -25,14 +25,11 @@ fn a_new_attachment_fences_the_old_one(seed: u64) {
     }
     let before = w.history.versions();
     // The old client writes on; nothing of it lands.
-    let new = w.client.replace(old).expect("attached");
     for block in &blocks {
-        w.write(segment, *block, 1);
+        w.begin_write(old, segment, *block, 1, false);
     }
     w.run(Span::seconds(2));
-    assert!(w.client.as_ref().is_some_and(|client| client.fenced));
-    w.history.attached(w.now, new.generation);
-    w.client = Some(new);
+    assert!(w.clients[&old].fenced);
     for block in &blocks {
         w.read(segment, *block, 1);
         w.expect_done(Span::seconds(5));

@@ -4,6 +4,7 @@ use engine_core::limits::EXTENT_SIZE;
 use engine_core::time::Span;
 
 use super::{busy, expect_progress, expect_whole, outsider};
+use crate::load::Load;
 use crate::world::World;
 
 told! {
@@ -86,7 +87,9 @@ fn a_hot_extent_does_not_keep_a_candidate_out(seed: u64) {
     w.run(Span::seconds(1));
     // One extent is overwritten without a pause.
     let segments = w.all_segments();
-    w.load = Some(crate::load::Load { segments, blocks: 32, hot: 32, depth: 64, burst: 16, reads: 0, longest: 1 });
+    let every = Span::millis(2);
+    let (blocks, hot) = (32, 32);
+    w.load = Some(Load { segments, blocks, hot, depth: 64, every, burst: 16, reads: 0, zeros: 0, longest: 1 });
     w.network.delay_max = Span::millis(2);
     w.start(backup);
     expect_whole(&mut w, Span::seconds(10));

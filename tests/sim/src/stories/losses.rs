@@ -141,7 +141,7 @@ fn below_min_copies_writes_wait_and_reads_go_on_until_a_member_is_back(seed: u64
     w.write(segment, 5, 1);
     w.read(segment, 6, 4);
     w.run(Span::seconds(2));
-    let left: Vec<bool> = w.client.as_ref().expect("attached").tasks.values().map(|t| t.write.is_some()).collect();
+    let left: Vec<bool> = w.client().expect("attached").tasks.values().map(|task| task.is_write()).collect();
     assert_eq!(left, [true], "the read is answered, the write waits");
     w.start(backup);
     w.expect_done(Span::seconds(6));
