@@ -6,7 +6,7 @@
 
 use std::panic;
 
-use breakwater_sim::swarm;
+use breakwater_sim::{SECONDS, swarm};
 use engine_core::sabotage::{Invariant, choose};
 
 /// What is broken, and by which seed at the latest it has to be noticed.
@@ -36,7 +36,7 @@ fn every_broken_invariant_is_noticed() {
     let mut missed = Vec::new();
     for (invariant, seeds) in TABLE.into_iter().filter(|(invariant, _)| chosen(invariant)) {
         choose(Some(invariant));
-        let noticed = (1..=seeds).find_map(|seed| Some((seed, panic::catch_unwind(|| swarm(seed)).err()?)));
+        let noticed = (1..=seeds).find_map(|seed| Some((seed, panic::catch_unwind(|| swarm(seed, SECONDS)).err()?)));
         choose(None);
         match noticed {
             Some((seed, cause)) => println!("{invariant:?}: seed {seed}: {}", said(cause.as_ref())),
