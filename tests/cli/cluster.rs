@@ -62,6 +62,12 @@ fn figures_have_their_shapes_on_both_paths() {
     assert_eq!(bench["path"], "nbd");
     assert!(gateway.stop());
 
+    let bench = cluster.json(&["bench", "io", "v", "--rw", "randrw", "--seconds", "1", "--qd", "4"]);
+    let place = serde_json::json!({ "spread": "node", "copies": 3, "zones": ["a"] });
+    assert_eq!(bench["place"], place, "where its copies are, since that is what latency hangs on");
+    for latency in ["read_latency", "write_latency"] {
+        assert!(bench[latency]["p99_us"].as_u64() > Some(0), "{bench}");
+    }
     let bench = cluster.json(&["bench", "io", "v", "--rw", "randwrite", "--seconds", "1", "--qd", "4"]);
     assert_eq!((&bench["path"], &bench["rw"], &bench["reads"]), (&"native".into(), &"randwrite".into(), &0.into()));
     for figure in ["iops", "mib_per_second", "longest_gap_ms", "cluster_cpu_ms_per_io"] {
@@ -71,4 +77,24 @@ fn figures_have_their_shapes_on_both_paths() {
     // What the bench wrote over it is not what was promised, and the check says so.
     let said = cluster.refused(&["verify", "check", "v", "--log", log], 1);
     assert!(said.contains("not what they have to be"), "{said}");
+}
+
+#[test]
+fn a_failover_is_measured_on_a_cluster_of_its_own() {
+    let _turn = alone();
+    let scratch = crate::support::scratch::Scratch::new("failover");
+    let dir = scratch.join("d");
+    let dir = dir.to_str().unwrap();
+    let line = ["bench", "failover", "--only", "kill-primary,zone", "--repeat", "1", "--nodes", "4", "--zones", "1"];
+    let (said, _) = crate::exits(0, &[&line[..], &["--network", "loopback", "--dir", dir, "-o", "json"]].concat());
+    let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let row = &report["faults"][0];
+    assert_eq!((&row["fault"], &row["repetitions"]), (&"kill-primary".into(), &1.into()), "{report}");
+    for stream in ["write", "read"] {
+        assert!(row[stream]["max_ms"].as_f64() > Some(0.0), "{report}");
+    }
+    assert_eq!(report["skipped"][0]["fault"], "zone", "nothing falls silent on 127.0.0.1: {report}");
+    assert_eq!((&report["verified"]["blocks"], &report["verified"]["member_blocks"]), (&2048.into(), &6144.into()));
+    // The same directory is somebody's now.
+    crate::exits(5, &[&line[..], &["--dir", dir]].concat());
 }

@@ -1,13 +1,16 @@
 //! `nodectl bench io`: one volume, so many requests in flight, for so long.
 //!
 //! Latencies go into a histogram of three significant digits; the longest time without any completion is told too,
-//! because an average hides a failover.
+//! because an average hides a failover. Where the volume's copies are is told beside the latency: spreading them over
+//! zones costs a round trip between zones for every write.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use engine::authority::api::Spread;
 use engine::gateway::{Export, ExportError};
 use engine_core::random::Random;
 use hdrhistogram::Histogram;
@@ -17,6 +20,7 @@ use tokio::task::JoinSet;
 use super::cpu;
 use crate::Global;
 use crate::failure::{Exit, Failure};
+use crate::http::Api;
 use crate::output::{self, Table};
 use crate::reach::{self, Reach};
 use crate::units;
@@ -74,10 +78,21 @@ pub(crate) struct Latency {
     max_us: u64,
 }
 
+/// Where a volume's copies are.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Place {
+    spread: Spread,
+    copies: u8,
+    /// Zones its members are in.
+    zones: Vec<String>,
+}
+
 /// What was measured.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Report {
     volume: String,
+    /// Not known through NBD.
+    place: Option<Place>,
     path: &'static str,
     rw: Mode,
     block_bytes: u64,
@@ -89,6 +104,8 @@ pub(crate) struct Report {
     iops: f64,
     mib_per_second: f64,
     latency: Latency,
+    read_latency: Option<Latency>,
+    write_latency: Option<Latency>,
     longest_gap_ms: f64,
     /// Processor milliseconds per request: of this process, and of all processes of the cluster (with `--cluster`).
     client_cpu_ms_per_io: f64,
@@ -106,10 +123,24 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<(), Failure> {
     let name = args.volume.clone();
     let task = async move |volume: Rc<Reach>| measure(volume, &args, &pids).await;
     let report = match nbd {
-        Some(address) => reach::over_nbd(&address, task)?,
-        None => reach::attached(&global.api()?, &name, None, async |session| task(session.volume).await)?,
-    }?;
+        Some(address) => reach::over_nbd(&address, task)??,
+        None => {
+            let api = global.api()?;
+            let report = reach::attached(&api, &name, None, async |session| task(session.volume).await)??;
+            Report { place: Some(place(&api, &name)?), ..report }
+        }
+    };
     format.show(&report, table)
+}
+
+fn place(api: &Api, name: &str) -> Result<Place, Failure> {
+    let (volume, map, nodes) = (api.volume(name)?, api.map(name)?, api.nodes()?);
+    let members: BTreeSet<_> = map.segments.iter().flat_map(|config| config.members.iter().copied()).collect();
+    let mut zones: Vec<String> =
+        nodes.into_iter().filter(|node| members.contains(&node.id)).map(|node| node.zone).collect();
+    zones.sort_unstable();
+    zones.dedup();
+    Ok(Place { spread: volume.spread, copies: volume.copies, zones })
 }
 
 struct Load {
@@ -122,7 +153,8 @@ struct Load {
     until: Instant,
     last: Instant,
     gap: Duration,
-    latency: Histogram<u64>,
+    read_latency: Histogram<u64>,
+    write_latency: Histogram<u64>,
     reads: u64,
     writes: u64,
     error: Option<ExportError>,
@@ -170,8 +202,13 @@ impl Load {
                 self.gap = self.gap.max(now - self.last);
                 self.last = now;
                 let micros = u64::try_from((now - begun).as_micros()).unwrap_or(u64::MAX);
-                self.latency.saturating_record(micros.max(1));
-                if write { self.writes += 1 } else { self.reads += 1 }
+                let (histogram, count) = if write {
+                    (&mut self.write_latency, &mut self.writes)
+                } else {
+                    (&mut self.read_latency, &mut self.reads)
+                };
+                histogram.saturating_record(micros.max(1));
+                *count += 1;
             }
             Err(error) => self.error = Some(error),
         }
@@ -212,7 +249,8 @@ async fn measure<E: Export>(volume: Rc<E>, args: &Args, pids: &[u32]) -> Result<
         until: begun + limit,
         last: begun,
         gap: Duration::ZERO,
-        latency: Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("constant bounds are valid"),
+        read_latency: histogram(),
+        write_latency: histogram(),
         reads: 0,
         writes: 0,
         error: None,
@@ -238,12 +276,31 @@ async fn measure<E: Export>(volume: Rc<E>, args: &Args, pids: &[u32]) -> Result<
     Ok(report(&load, args, elapsed, client, cluster))
 }
 
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("constant bounds are valid")
+}
+
+fn percentiles(of: &Histogram<u64>) -> Latency {
+    let at = |percentile| of.value_at_percentile(percentile);
+    Latency {
+        mean_us: of.mean(),
+        p50_us: at(50.0),
+        p90_us: at(90.0),
+        p99_us: at(99.0),
+        p999_us: at(99.9),
+        max_us: of.max(),
+    }
+}
+
 fn report(load: &Load, args: &Args, elapsed: Duration, client: Duration, cluster: Option<Duration>) -> Report {
     let ios = load.reads + load.writes;
     let per_io = |cpu: Duration| if ios == 0 { 0.0 } else { cpu.as_secs_f64() * 1e3 / units::ratio(ios, 1) };
-    let at = |percentile| load.latency.value_at_percentile(percentile);
+    let both = load.reads > 0 && load.writes > 0;
+    let mut all = load.read_latency.clone();
+    all.add(&load.write_latency).expect("histograms of one shape");
     Report {
         volume: args.volume.clone(),
+        place: None,
         path: if args.nbd.is_some() { "nbd" } else { "native" },
         rw: args.rw,
         block_bytes: args.bs,
@@ -254,14 +311,9 @@ fn report(load: &Load, args: &Args, elapsed: Duration, client: Duration, cluster
         writes: load.writes,
         iops: units::ratio(ios, 1) / elapsed.as_secs_f64(),
         mib_per_second: units::mib_per_second(ios * args.bs, elapsed),
-        latency: Latency {
-            mean_us: load.latency.mean(),
-            p50_us: at(50.0),
-            p90_us: at(90.0),
-            p99_us: at(99.0),
-            p999_us: at(99.9),
-            max_us: load.latency.max(),
-        },
+        latency: percentiles(&all),
+        read_latency: both.then(|| percentiles(&load.read_latency)),
+        write_latency: both.then(|| percentiles(&load.write_latency)),
         longest_gap_ms: units::millis(load.gap),
         client_cpu_ms_per_io: per_io(client),
         cluster_cpu_ms_per_io: cluster.map(per_io),
@@ -276,6 +328,10 @@ fn table(report: &Report) -> String {
         "load",
         format!("{:?} {} depth {} ({})", report.rw, units::size(report.block_bytes), report.depth, report.path),
     );
+    if let Some(place) = &report.place {
+        let (zones, s) = (place.zones.join(", "), if place.zones.len() == 1 { "" } else { "s" });
+        row("copies", format!("{}, spread over {:?}s, in zone{s} {zones}", place.copies, place.spread).to_lowercase());
+    }
     row("requests", format!("{} in {:.1} s", report.ios, report.seconds));
     row("iops", format!("{:.0}", report.iops));
     row("throughput", format!("{:.1} MiB/s", report.mib_per_second));
@@ -284,6 +340,11 @@ fn table(report: &Report) -> String {
     row("latency p99", ms(report.latency.p99_us));
     row("latency p99.9", ms(report.latency.p999_us));
     row("latency max", ms(report.latency.max_us));
+    for (what, latency) in [("reads", &report.read_latency), ("writes", &report.write_latency)] {
+        if let Some(latency) = latency {
+            row(&format!("{what} p50, p99"), format!("{}, {}", ms(latency.p50_us), ms(latency.p99_us)));
+        }
+    }
     row("longest gap", format!("{:.1} ms", report.longest_gap_ms));
     row("client cpu per I/O", format!("{:.3} ms", report.client_cpu_ms_per_io));
     if let Some(cluster) = report.cluster_cpu_ms_per_io {
