@@ -221,6 +221,11 @@ impl World {
         self.feed_all(id, &Input::Up(node));
     }
 
+    /// How often a node has answered with data.
+    pub(crate) fn data_from(&self, node: NodeId) -> u64 {
+        self.shown.get(&node).copied().unwrap_or_default()
+    }
+
     pub(crate) fn open_conn(&mut self, client: ClientId, node: NodeId, life: u64) -> ClientRef {
         self.last_conn += 1;
         let conn = ClientRef(self.last_conn);
@@ -247,6 +252,9 @@ impl World {
     pub(crate) fn carry_reply(&mut self, client: ClientRef, reply: Reply) {
         let delay = Span(self.random.between(30_000, 300_000));
         let Some(conn) = self.conns.get_mut(&client) else { return };
+        if matches!(reply.outcome, Outcome::Data(_)) {
+            *self.shown.entry(conn.node).or_default() += 1;
+        }
         if self.client_cut.contains(&conn.node) && conn.client != CHECKER {
             return;
         }

@@ -54,6 +54,11 @@ impl Coverage {
         *self.counts.entry(what).or_default() += 1;
     }
 
+    /// How often.
+    pub(crate) fn times(&self, what: &str) -> u64 {
+        self.counts.get(what).copied().unwrap_or_default()
+    }
+
     /// Adds another run's.
     pub fn add(&mut self, other: &Self) {
         for (what, times) in &other.counts {

@@ -304,10 +304,16 @@ impl World {
         if let Err(torn) = self.history.check() {
             self.fail(&torn);
         }
-        for place in self.places.values() {
-            if let Some(process) = &place.process {
-                process.quay.store().inner.audit();
-            }
+        self.check_books();
+    }
+
+    /// Every node's books are in order, and nothing is promised twice (I13).
+    pub(crate) fn check_books(&self) {
+        for (node, place) in &self.places {
+            let Some(process) = &place.process else { continue };
+            process.quay.store().inner.audit();
+            let space = engine::store::Store::space(process.quay.store());
+            assert!(space.booked <= space.capacity && space.used <= space.booked, "{node}: {space:?} (I13)");
         }
     }
 

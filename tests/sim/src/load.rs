@@ -86,7 +86,7 @@ impl World {
         self.begin_read(self.attached, segment, block, count, false);
     }
 
-    fn begin_read(&mut self, id: ClientId, segment: SegmentId, block: u32, count: u32, allocation: bool) {
+    pub(crate) fn begin_read(&mut self, id: ClientId, segment: SegmentId, block: u32, count: u32, allocation: bool) {
         let floors = self.history.floors(segment, block, count);
         let wish = if allocation { Wish::Allocation(floors) } else { Wish::Read(floors) };
         self.submit(id, Task { segment, block, count, wish, begun: self.now });

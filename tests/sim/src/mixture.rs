@@ -171,7 +171,7 @@ impl Mixture {
     fn make(&mut self, w: &mut World, random: &mut Random, fault: Fault) -> bool {
         let up: Vec<NodeId> =
             w.places.iter().filter(|(_, place)| place.process.is_some()).map(|(node, _)| *node).collect();
-        let Some(one) = pick(&up, random) else { return false };
+        let Some(one) = aim(w, random, &up) else { return false };
         let other = pick(&up, random).filter(|other| *other != one);
         let segments = w.all_segments();
         let primary = pick(&segments, random).map_or(one, |segment| w.config(segment).primary);
@@ -293,6 +293,18 @@ impl Fault {
 fn pick<T: Copy>(list: &[T], random: &mut Random) -> Option<T> {
     let last = list.len().checked_sub(1)? as u64;
     list.get(random.between(0, last) as usize).copied()
+}
+
+/// A node to strike: more often than not one that counts.
+fn aim(w: &World, random: &mut Random, up: &[NodeId]) -> Option<NodeId> {
+    let config = w.config(pick(&w.all_segments(), random)?);
+    let counts: &[NodeId] = match random.between(0, 4) {
+        0 | 1 => &[config.primary],
+        2 | 3 => &config.members,
+        _ => up,
+    };
+    let counts: Vec<NodeId> = counts.iter().copied().filter(|node| up.contains(node)).collect();
+    pick(&counts, random).or_else(|| pick(up, random))
 }
 
 fn drift(w: &mut World, random: &mut Random, most: i64) -> bool {

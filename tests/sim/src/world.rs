@@ -243,6 +243,8 @@ pub(crate) struct World {
     pub(crate) last_conn: u64,
     pub(crate) client_cut: BTreeSet<NodeId>,
     pub(crate) history: History,
+    /// Answers with data, by node.
+    pub(crate) shown: BTreeMap<NodeId, u64>,
     pub(crate) chronicle: Rc<RefCell<Chronicle>>,
     pub(crate) peeked: BTreeMap<NodeId, BTreeMap<u32, u64>>,
     pub(crate) load: Option<crate::load::Load>,
@@ -278,6 +280,7 @@ impl World {
             last_conn: 0,
             client_cut: BTreeSet::new(),
             history: History::new(),
+            shown: BTreeMap::new(),
             chronicle: Rc::default(),
             peeked: BTreeMap::new(),
             load: None,

@@ -12,6 +12,7 @@ use super::document::Spread;
 use crate::ids::NodeId;
 use crate::limits::{EXTENT_SIZE, HEADROOM_PER_MILLE};
 use crate::random::mix;
+use crate::sabotage::{Invariant, breaks};
 
 /// A node as placement sees it. Only nodes in touch are offered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,14 +41,14 @@ pub enum Purpose {
 impl Room<'_> {
     /// Extents that may still be booked for this purpose.
     #[must_use]
-    pub const fn free(&self, purpose: Purpose) -> u64 {
+    pub fn free(&self, purpose: Purpose) -> u64 {
         let usable = match purpose {
             Purpose::NewVolume => {
                 self.capacity - self.capacity / 1000 * HEADROOM_PER_MILLE - headroom_rest(self.capacity)
             }
             Purpose::Remirror => self.capacity,
         };
-        usable.saturating_sub(self.booked)
+        if breaks(Invariant::I13) { usable } else { usable.saturating_sub(self.booked) }
     }
 }
 

@@ -39,11 +39,12 @@ macro_rules! told {
 mod attachments;
 mod copies;
 mod exits;
+mod leases;
 mod losses;
 
 /// All stories.
 pub fn stories() -> impl Iterator<Item = &'static Story> {
-    [attachments::STORIES, copies::STORIES, exits::STORIES, losses::STORIES].into_iter().flatten()
+    [attachments::STORIES, copies::STORIES, exits::STORIES, leases::STORIES, losses::STORIES].into_iter().flatten()
 }
 
 /// Three of four nodes hold a volume of 4 MiB, written all over, with load on it.

@@ -1,0 +1,145 @@
+//! What may not be read any more, and who may not hold others up (I7, I8, I14, I13).
+
+use engine_core::ids::NodeId;
+use engine_core::limits::{EXTENT_BLOCKS, WAL_SIZE_MIN};
+use engine_core::time::Span;
+
+use super::{busy, expect_progress, expect_whole};
+use crate::world::{Shape, World};
+
+told! {
+    a_reader_left_with_a_cut_off_primary_is_not_shown_the_past: 60,
+    a_read_that_was_at_the_disk_while_others_led_is_not_answered: 61,
+    a_backup_whose_device_hangs_is_left_out_by_its_prepare_deadline: 62,
+    a_primary_whose_device_hangs_is_replaced: 63,
+    what_has_rotted_is_refused_and_never_shown: 64,
+    where_there_is_no_space_no_copy_is_made: 65,
+}
+
+/// Like [`busy`], then nothing: everything is at home.
+fn calm(seed: u64) -> World {
+    let mut w = busy(seed);
+    w.load = None;
+    w.expect_done(Span::seconds(5));
+    w.run(Span::seconds(5));
+    w
+}
+
+/// The primary hears nobody, except the clients that have a connection to it.
+fn cut_off(w: &mut World, primary: NodeId) {
+    let all: Vec<NodeId> = w.places.keys().copied().collect();
+    w.partition(&[primary], &all);
+    w.cut_authority(primary);
+}
+
+fn a_reader_left_with_a_cut_off_primary_is_not_shown_the_past(seed: u64) {
+    let mut w = calm(seed);
+    let (segment, left, reader) = (w.segment(), w.primary(), w.attached);
+    cut_off(&mut w, left);
+    w.expect("others lead", Span::seconds(6), |w| w.primary() != left);
+    w.attach();
+    for block in 0..8 {
+        w.write(segment, block, 1);
+    }
+    w.expect_done(Span::seconds(5));
+    // I7: its primary has no leases any more; what it would show is the past.
+    let answered = w.data_from(left);
+    for block in 0..8 {
+        w.begin_read(reader, segment, block, 1, false);
+    }
+    w.run(Span::seconds(3));
+    assert_eq!(w.data_from(left), answered);
+    assert!(w.clients[&reader].fenced, "it asked others and heard of the new attachment");
+    w.heal();
+    expect_whole(&mut w, Span::seconds(30));
+    w.verify();
+}
+
+fn a_read_that_was_at_the_disk_while_others_led_is_not_answered(seed: u64) {
+    let mut w = calm(seed);
+    let (segment, left) = (w.segment(), w.primary());
+    // Some of what is read is at home for certain: the disk is asked, and does not answer.
+    w.places.get_mut(&left).expect("a node").disk_hangs = w.now + Span::seconds(7);
+    for extent in 0..8 {
+        w.read(segment, extent * EXTENT_BLOCKS, 1);
+    }
+    w.run(Span::millis(5));
+    let answered = w.data_from(left);
+    let waiting = w.client().expect("attached").tasks.len();
+    assert!(waiting > 0, "all was in memory: the story tells nothing");
+    // It stands still until after its leases, and others lead. Then its disk answers.
+    w.pause(left, Span::seconds(6));
+    w.expect("others lead", Span::seconds(6), |w| w.primary() != left);
+    w.expect_done(Span::seconds(5));
+    w.run(Span::seconds(6));
+    assert_eq!(w.data_from(left), answered, "I7: looked at again after the disk read");
+    expect_whole(&mut w, Span::seconds(30));
+    w.verify();
+}
+
+fn a_backup_whose_device_hangs_is_left_out_by_its_prepare_deadline(seed: u64) {
+    let mut w = busy(seed);
+    let backup = w.backups()[0];
+    w.places.get_mut(&backup).expect("a node").disk_hangs = w.now + Span::seconds(60);
+    // I8: its process is well and hears everything; that does not help it.
+    expect_progress(&mut w, Span::seconds(3));
+    assert!(!w.config(w.segment()).is_member(backup));
+    w.run(Span::seconds(60));
+    expect_whole(&mut w, Span::seconds(30));
+    w.verify();
+}
+
+fn a_primary_whose_device_hangs_is_replaced(seed: u64) {
+    let mut w = busy(seed);
+    let primary = w.primary();
+    w.places.get_mut(&primary).expect("a node").disk_hangs = w.now + Span::seconds(60);
+    expect_progress(&mut w, Span::seconds(5));
+    assert_ne!(w.primary(), primary);
+    w.run(Span::seconds(60));
+    expect_whole(&mut w, Span::seconds(30));
+    w.verify();
+}
+
+fn what_has_rotted_is_refused_and_never_shown(seed: u64) {
+    let mut w = calm(seed);
+    let (segment, primary) = (w.segment(), w.primary());
+    w.damage = true;
+    // From where nothing is in memory.
+    w.kill(primary);
+    w.start(primary);
+    w.expect("it serves again", Span::seconds(10), |w| w.client().is_some() && w.is_whole());
+    let primary = w.primary();
+    let disk = w.places[&primary].disk.clone();
+    for _ in 0..4_000 {
+        let at = disk.somewhere(&mut w.random).expect("written");
+        // Behind the log: what is at home, and the map, which nobody reads any more.
+        if at >= WAL_SIZE_MIN + 1024 * 1024 {
+            disk.flip(at + 100, 3);
+        }
+    }
+    for block in 0..1024 {
+        w.read(segment, block, 1);
+    }
+    w.expect_done(Span::seconds(20));
+    let refused = w.coverage.times("state: a damaged block was refused to a client");
+    assert!(refused > 0, "nothing that was read was rotten: the story tells nothing (I14)");
+}
+
+fn where_there_is_no_space_no_copy_is_made(seed: u64) {
+    // Each of six nodes has space for one replica of 512 extents (its device is a little larger than asked for), and
+    // each has one.
+    let shape =
+        Shape { nodes: 6, zones: 1, extents: 250, copies: 3, min_copies: 2, megabytes: 128, spread_zone: false };
+    let mut w = World::shaped(seed, &shape);
+    w.load(256);
+    let lost = w.backups()[0];
+    w.crash(lost, true);
+    // Long after the grace time: the segment has what it has (I13).
+    w.run(Span::seconds(30));
+    expect_progress(&mut w, Span::seconds(2));
+    assert_eq!(w.config(w.segment()).missing(), 1);
+    w.check_books();
+    w.start(lost);
+    expect_whole(&mut w, Span::seconds(15));
+    w.verify();
+}
