@@ -66,6 +66,13 @@ impl Config {
         })
     }
 
+    /// Bytes it needs in a message, at most.
+    #[must_use]
+    pub const fn wire_bytes(&self) -> usize {
+        let named = self.members.len() + self.candidates.len() + self.electable.len() + self.former.len();
+        128 + named * size_of::<NodeId>()
+    }
+
     /// Copies that are missing.
     #[must_use]
     pub fn missing(&self) -> usize {

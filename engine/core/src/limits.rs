@@ -114,6 +114,23 @@ pub const PERMITS_PER_ZONE: usize = 8;
 pub const PERMITS_PER_SOURCE: usize = 2;
 /// Permits running at once with one node as target; further asks are parked.
 pub const PERMITS_PER_TARGET: usize = 2;
+/// Proposals of one message; a node's further ones go with the next, once that one is decided.
+pub const PROPOSALS_MAX: usize = 512;
+/// Bytes of the proposals, or decisions, of one message; further ones go with the next.
+pub const BATCH_BODY_MAX: usize = 128 * 1024;
+/// Batches of proposals that are not full which a node sends at once, of each kind; further ones wait
+/// [`BATCH_PAUSE`] each.
+pub const BATCH_BURST: u32 = 8;
+/// Proposals a node gathers while others are decided; one more is dropped, its replica proposes again.
+pub const GATHERED_MAX: usize = 64 * 1024;
+/// Asks for permits in one message, and per [`PERMIT_ASKS_EVERY`] and node; the less endangered wait their turn.
+pub const PERMIT_ASKS_MAX: usize = 64;
+/// Asks parked at the authority; one more takes the place of a less endangered one, or is dropped and comes again.
+pub const PARKED_MAX: usize = 4096;
+/// Parked asks looked through at a time, the most endangered first; the others wait for the next look.
+pub const PERMIT_LOOKS_MAX: usize = 256;
+/// Small messages to one peer in one frame; further ones begin the next.
+pub const PEER_BATCH_MAX: usize = 200;
 /// Segments a report lists one by one; the rest is in its counts.
 pub const REPORT_SEGMENTS_MAX: usize = 256;
 
@@ -159,10 +176,8 @@ pub const ADDRESS_BYTES_MAX: usize = 96;
 pub const AUTHORITY_CONNECTIONS_MAX: usize = 2048;
 /// HTTP connections of one authority; one more is closed at once, so that they never crowd out the nodes.
 pub const HTTP_CONNECTIONS_MAX: usize = 512;
-/// Inputs waiting for the authority's loop; whoever brings the next one waits.
+/// Inputs of one class waiting for the authority's loop; whoever brings the next one waits, a report is dropped.
 pub const AUTHORITY_QUEUE_MAX: usize = 4096;
-/// Inputs of one group commit; the next ones are in the next commit.
-pub const AUTHORITY_BATCH_MAX: usize = 512;
 /// Bytes of an HTTP request's body; a larger one is refused.
 pub const HTTP_BODY_MAX: usize = 64 * 1024;
 
@@ -184,7 +199,13 @@ pub const SEAL_WAIT: Span = Span::millis(250);
 pub const SEAL_PATIENCE: Span = Span::millis(1000);
 /// How long a proposal may be undecided before it is sent again.
 pub const PROPOSAL_RETRY: Span = Span::millis(1000);
-/// How often time is handed to every machine.
+/// How often a batch of proposals that is not full may go when many went before ([`BATCH_BURST`]).
+pub const BATCH_PAUSE: Span = Span::millis(100);
+/// How often a node passes on what its primaries ask permits for.
+pub const PERMIT_ASKS_EVERY: Span = Span::millis(1000);
+/// An ask its primary has not repeated for this long is passed on no more.
+pub const PERMIT_ASK_STALE: Span = Span::seconds(5);
+/// How often time is handed to machines that wait for it.
 pub const TICK: Span = Span::millis(20);
 /// How often a node reports to the authority.
 pub const REPORT_EVERY: Span = Span::millis(1000);
@@ -257,6 +278,10 @@ const _: () = assert!(SILENCE.0 >= LEASE.0, "whoever suspects has let his own le
 const _: () = assert!(NODE_SILENCE.0 >= 3 * REPORT_EVERY.0);
 const _: () = assert!(PERMITS_PER_TARGET <= PERMITS_PER_ZONE && PERMITS_PER_SOURCE <= PERMITS_PER_ZONE);
 const _: () = assert!(REPORT_SEGMENTS_MAX <= LIST_MAX && COPY_PAGE <= LIST_MAX && WINDOW_ENTRIES <= LIST_MAX);
+const _: () = assert!(PROPOSALS_MAX <= LIST_MAX && PERMIT_ASKS_MAX <= LIST_MAX && PEER_BATCH_MAX <= LIST_MAX);
+const _: () = assert!(BATCH_BODY_MAX + META_BYTES_MAX + TEXT_BYTES_MAX <= FRAME_BODY_MAX);
+const _: () = assert!(PEER_BATCH_MAX * (META_BYTES_MAX + 256) <= FRAME_BODY_MAX);
+const _: () = assert!(PERMIT_ASKS_EVERY.0 * 3 < PERMIT_ASK_STALE.0 && PERMIT_ASK_STALE.0 < PERMIT_TTL.0);
 const _: () = assert!(NBD_BYTES_MAX >= REQUEST_BYTES_MAX && NBD_BYTES_MAX <= u32::MAX as u64 / 2);
 const _: () = assert!(NBD_BYTES_MAX.is_multiple_of(BLOCK_SIZE), "a connection's bytes are counted in blocks");
 const _: () =

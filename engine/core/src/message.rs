@@ -11,6 +11,7 @@ use crate::ids::{
     BlockIndex, BootCount, DeviceId, Epoch, ExtentIndex, Generation, Incarnation, NodeId, PermitId, RequestId,
     Revision, SegmentId, Seq, Session,
 };
+use crate::limits::TEXT_BYTES_MAX;
 use crate::record::{Blocks, Change, Entry, ExtentCopy, Standing};
 use crate::time::{Span, Time};
 
@@ -394,6 +395,28 @@ pub struct Report {
     pub corrupt_blocks: u64,
 }
 
+/// Please install this configuration over `expected`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Proposal {
+    /// Epoch of the configuration it replaces.
+    pub expected: Epoch,
+    /// The configuration wanted; its epoch is `expected` + 1.
+    pub config: Config,
+    /// The members have durably promised its epoch (an election), rather than following on (I9).
+    pub promised: bool,
+}
+
+/// Please allow a re-mirror of this segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PermitAsk {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Configuration of the asking primary.
+    pub epoch: Epoch,
+    /// Members it has left: the fewer, the more it is endangered.
+    pub members: u8,
+}
+
 /// A node to the authority.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ToAuthority {
@@ -408,22 +431,10 @@ pub enum ToAuthority {
     },
     /// Regular report.
     Report(Report),
-    /// Please install this configuration over `expected`.
-    Propose {
-        /// Epoch of the configuration it replaces.
-        expected: Epoch,
-        /// The configuration wanted; its epoch is `expected` + 1.
-        config: Config,
-        /// The members have durably promised its epoch (an election), rather than following on (I9).
-        promised: bool,
-    },
-    /// Please allow a re-mirror of this segment.
-    PermitAsk {
-        /// The segment.
-        segment: SegmentId,
-        /// Configuration of the asking primary.
-        epoch: Epoch,
-    },
+    /// Please install these configurations; at most [`crate::limits::PROPOSALS_MAX`]. Each is decided for itself.
+    Proposals(Vec<Proposal>),
+    /// Please allow re-mirrors; at most [`crate::limits::PERMIT_ASKS_MAX`], the most endangered segments first.
+    PermitAsks(Vec<PermitAsk>),
     /// The re-mirror under this permit is done, or given up.
     PermitEnd {
         /// The segment.
@@ -478,6 +489,27 @@ pub enum Decision {
     Unknown(SegmentId),
 }
 
+impl Decision {
+    /// The segment it is about.
+    #[must_use]
+    pub const fn segment(&self) -> SegmentId {
+        match self {
+            Self::Installed(config) | Self::Conflict(config) | Self::Denied(config, _) => config.segment,
+            Self::Unknown(segment) => *segment,
+        }
+    }
+
+    /// Bytes it needs in a message, at most.
+    #[must_use]
+    pub fn wire_bytes(&self) -> usize {
+        let reason = if let Self::Denied(_, reason) = self { reason.len().min(TEXT_BYTES_MAX) } else { 0 };
+        match self {
+            Self::Installed(config) | Self::Conflict(config) | Self::Denied(config, _) => config.wire_bytes() + reason,
+            Self::Unknown(_) => 16,
+        }
+    }
+}
+
 /// Cluster-wide settings, told to every node when it registers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
@@ -506,8 +538,8 @@ pub enum FromAuthority {
     RegisterRefused(String),
     /// Where nodes are; told after registering and whenever it changes.
     Nodes(Vec<NodeAddress>),
-    /// Answer to `Propose`.
-    Decided(Decision),
+    /// Answers to `Proposals`, in their order, in as many parts as frames need.
+    Decisions(Vec<Decision>),
     /// Create this replica; answered by `Created`. `config` is epoch 1; its primary stands for election at once.
     Create {
         /// First configuration.

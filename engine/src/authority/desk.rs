@@ -14,14 +14,15 @@ use engine_core::authority::io::{Answer, Call, CallError, CallId, Effect, Effect
 use engine_core::authority::records::RestoreError;
 use engine_core::authority::{Authority, Setup};
 use engine_core::ids::{BootId, ClusterId, NodeId};
-use engine_core::limits::{AUTHORITY_BATCH_MAX, AUTHORITY_QUEUE_MAX, AUTHORITY_TICK};
+use engine_core::limits::AUTHORITY_TICK;
 use engine_core::message::{FromAuthority, Registration, ToAuthority};
 use engine_core::time::{Span, Time};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use super::door;
+use super::lanes::{Inbox, lanes};
 use super::records::{Records, RecordsError, RedbRecords};
 use crate::wire::{Local, Message, Outbox, SendError};
 
@@ -102,7 +103,7 @@ pub async fn serve(
     let listener = TcpListener::bind(&options.listen).await.map_err(unusable)?;
     let address = listener.local_addr().map_err(unusable)?;
     let local = Local { cluster: desk.core.cluster_id(), node: None, boot: BootId(random()?), shards: 0 };
-    let (events, inbox) = mpsc::channel(AUTHORITY_QUEUE_MAX);
+    let (events, inbox) = lanes();
     let door = tokio::spawn(door::keep(listener, local.clone(), events));
     ready(local.cluster, address);
     let ended = desk.run(inbox, stop).await;
@@ -149,11 +150,7 @@ impl<R: Records> Desk<R> {
         }
     }
 
-    async fn run(
-        &mut self,
-        mut inbox: mpsc::Receiver<Event>,
-        stop: impl Future<Output = ()>,
-    ) -> Result<(), ServeError> {
+    async fn run(&mut self, mut inbox: Inbox, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
         let mut tick = tokio::time::interval(Duration::from_nanos(AUTHORITY_TICK.0));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tokio::pin!(stop);
@@ -163,14 +160,10 @@ impl<R: Records> Desk<R> {
                 biased;
                 () = &mut stop => return Ok(()),
                 _ = tick.tick() => inputs.push(Input::Tick),
-                event = inbox.recv() => match event {
-                    Some(event) => inputs.push(self.input(event)),
+                events = inbox.turn() => match events {
+                    Some(events) => inputs.extend(events.into_iter().map(|event| self.input(event))),
                     None => return Ok(()),
                 },
-            }
-            while inputs.len() < AUTHORITY_BATCH_MAX {
-                let Ok(event) = inbox.try_recv() else { break };
-                inputs.push(self.input(event));
             }
             self.handle(inputs)?;
         }

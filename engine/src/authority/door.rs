@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::desk::Event;
+use super::lanes::Lanes;
 use super::{http, session};
 use crate::wire::{Local, MAGIC};
 
@@ -26,7 +26,7 @@ use crate::wire::{Local, MAGIC};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Takes connections until it is dropped.
-pub(super) async fn keep(listener: TcpListener, local: Local, events: mpsc::Sender<Event>) {
+pub(super) async fn keep(listener: TcpListener, local: Local, events: Lanes) {
     let Ok(address) = listener.local_addr() else { return };
     let places = Arc::new(Semaphore::new(AUTHORITY_CONNECTIONS_MAX));
     let http_places = Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX));
@@ -73,7 +73,7 @@ impl Caller {
     async fn show_in(
         self,
         local: Local,
-        events: mpsc::Sender<Event>,
+        events: Lanes,
         to_http: mpsc::Sender<HttpStream>,
         http_places: Arc<Semaphore>,
     ) {

@@ -14,7 +14,7 @@ use engine_core::ids::NodeId;
 use engine_core::limits::{HTTP_BODY_MAX, HTTP_DEADLINE};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use utoipa::OpenApi;
 
 use super::api::{
@@ -23,15 +23,16 @@ use super::api::{
 };
 use super::desk::{Event, Outcome};
 use super::door::HttpDoor;
+use super::lanes::Lanes;
 
 /// Where handlers bring their calls.
 #[derive(Clone)]
 pub(super) struct Desk {
-    events: mpsc::Sender<Event>,
+    events: Lanes,
 }
 
 impl Desk {
-    pub(super) const fn new(events: mpsc::Sender<Event>) -> Self {
+    pub(super) const fn new(events: Lanes) -> Self {
         Self { events }
     }
 

@@ -15,6 +15,7 @@ pub mod records;
 mod desk;
 mod door;
 mod http;
+mod lanes;
 mod session;
 
 #[cfg(test)]

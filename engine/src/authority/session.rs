@@ -6,9 +6,9 @@ use engine_core::authority::io::SessionRef;
 use engine_core::limits::HELLO_DEADLINE;
 use engine_core::message::ToAuthority;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
 
 use super::desk::Event;
+use super::lanes::Lanes;
 use crate::wire::{Hello, Inbound, Local, Message, Who, WireError, accept_if};
 
 /// Serves one node until its connection ends; the error says how it did.
@@ -16,7 +16,7 @@ pub(super) async fn serve(
     stream: TcpStream,
     local: &Local,
     session: SessionRef,
-    events: &mpsc::Sender<Event>,
+    events: &Lanes,
 ) -> Result<(), WireError> {
     let (hello, link) = accept_if(stream, local, only_nodes).await?;
     let Who::Node { id, boot, .. } = hello.who else { return Ok(()) };
@@ -45,7 +45,7 @@ fn only_nodes(hello: &Hello) -> Result<(), String> {
     }
 }
 
-async fn forward(inbound: &mut Inbound, session: SessionRef, events: &mpsc::Sender<Event>) -> Result<(), WireError> {
+async fn forward(inbound: &mut Inbound, session: SessionRef, events: &Lanes) -> Result<(), WireError> {
     loop {
         let Message::ToAuthority(message) = inbound.next().await? else {
             return Err(WireError::Unwelcome("this is not a message to the authority".into()));

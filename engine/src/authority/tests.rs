@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use engine_core::config::Config;
 use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, Epoch, NodeId, Revision};
-use engine_core::message::{Decision, FromAuthority, Lane, NodeAddress, Registration, ReplicaReport, ToAuthority};
+use engine_core::message::{
+    Decision, FromAuthority, Lane, NodeAddress, Proposal, Registration, ReplicaReport, ToAuthority,
+};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -182,9 +184,9 @@ impl FakeNode {
 
     async fn propose(&mut self, config: &Config, promised: bool) -> Decision {
         let expected = Epoch(config.epoch.0 - 1);
-        self.say(ToAuthority::Propose { expected, config: config.clone(), promised });
+        self.say(ToAuthority::Proposals(vec![Proposal { expected, config: config.clone(), promised }]));
         match self.next().await {
-            FromAuthority::Decided(decision) => decision,
+            FromAuthority::Decisions(mut decisions) => decisions.remove(0),
             other => panic!("{other:?}"),
         }
     }

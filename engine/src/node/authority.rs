@@ -7,15 +7,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine_core::gather::Gather;
 use engine_core::ids::{BootCount, ClusterId, Revision};
-use engine_core::limits::{HELLO_DEADLINE, LIST_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, REPORT_EVERY};
+use engine_core::limits::{HELLO_DEADLINE, LIST_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, REPORT_EVERY, TURN_MAX};
 use engine_core::message::{Decision, FromAuthority, Lane, NodeAddress, Registration, ToAuthority};
 use engine_core::remirror::backoff::Backoff;
-use engine_core::time::Span;
+use engine_core::time::{Span, Time};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::clock::{duration, seed};
+use super::clock::{duration, now, seed};
 use super::harbour::Addresses;
 use super::mail::{Mail, ShardBox, owner};
 use super::quay::{self, Figures};
@@ -141,20 +142,29 @@ impl Session {
         let mut reporter = None;
         let patience = tokio::time::sleep(duration(REGISTER_WAIT));
         tokio::pin!(patience);
+        let mut gather = Gather::new();
+        let (mut taken, mut open) = (Vec::new(), true);
         loop {
             let said = tokio::select! {
-                said = inbound.next() => said,
-                Some(message) = self.outgoing.recv() => {
-                    // Before it knows this node the authority listens to nothing else.
-                    if reporter.is_some() && outbox.try_send(&Message::ToAuthority(message)).is_err() {
-                        tracing::debug!("a message to the authority was lost");
-                    }
-                    continue;
+                said = inbound.next() => Some(said),
+                count = self.outgoing.recv_many(&mut taken, TURN_MAX), if open => {
+                    open = count > 0;
+                    None
                 }
+                () = due(gather.wake_at()), if reporter.is_some() => None,
                 () = &mut patience, if reporter.is_none() => {
                     return Ended::Broken(WireError::Slow("no answer to the registration"));
                 }
             };
+            if let Some(Ok(Message::FromAuthority(said))) = &said {
+                gather.hear(said);
+            }
+            // Before it knows this node the authority listens to nothing else.
+            if reporter.is_some() {
+                pass(&mut gather, &mut taken, outbox);
+            }
+            taken.clear();
+            let Some(said) = said else { continue };
             match said {
                 Ok(Message::FromAuthority(FromAuthority::Registered { settings, revision, trusted, boot })) => {
                     tracing::info!(authority = %self.authority, %revision, trusted, "registered with the authority");
@@ -199,12 +209,7 @@ impl Session {
             | FromAuthority::Granted { segment, .. }
             | FromAuthority::Fence { segment, .. }
             | FromAuthority::Release { segment, .. } => *segment,
-            FromAuthority::Decided(decision) => {
-                if let Decision::Denied(config, reason) = decision {
-                    tracing::info!(segment = %config.segment, %reason, "the authority denied a proposal");
-                }
-                quay::decided_segment(decision)
-            }
+            FromAuthority::Decisions(_) => return self.pass_on_decisions(said).await,
             FromAuthority::Registered { .. }
             | FromAuthority::Revision(_)
             | FromAuthority::RegisterRefused(_)
@@ -212,6 +217,42 @@ impl Session {
         };
         // A shard that is over needs no news.
         let _ = owner(&self.shards, segment).work.send(Mail::Authority(said)).await;
+    }
+
+    /// To each shard its own, in one mail.
+    async fn pass_on_decisions(&self, said: FromAuthority) {
+        let FromAuthority::Decisions(decisions) = said else { return };
+        let mut parts: Vec<Vec<Decision>> = self.shards.iter().map(|_| Vec::new()).collect();
+        let shards = u16::try_from(self.shards.len()).unwrap_or(u16::MAX);
+        for decision in decisions {
+            if let Decision::Denied(config, reason) = &decision {
+                tracing::info!(segment = %config.segment, %reason, "the authority denied a proposal");
+            }
+            parts[usize::from(decision.segment().shard(shards))].push(decision);
+        }
+        for (shard, part) in self.shards.iter().zip(parts).filter(|(_, part)| !part.is_empty()) {
+            let _ = shard.work.send(Mail::Authority(FromAuthority::Decisions(part))).await;
+        }
+    }
+}
+
+/// Sends what may go now.
+fn pass(gather: &mut Gather, taken: &mut Vec<ToAuthority>, outbox: &Outbox) {
+    let moment = now();
+    let mut out: Vec<ToAuthority> = taken.drain(..).filter_map(|message| gather.take(moment, message)).collect();
+    out.append(&mut gather.next(moment));
+    for message in out {
+        if outbox.try_send(&Message::ToAuthority(message)).is_err() {
+            tracing::debug!("a message to the authority was lost");
+        }
+    }
+}
+
+/// Waits until then.
+async fn due(wake: Option<Time>) {
+    match wake {
+        Some(wake) => tokio::time::sleep(duration(wake.since(now()))).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -27,6 +27,13 @@ pub(crate) enum Mail {
         /// What.
         message: PeerMessage,
     },
+    /// A peer said these.
+    Peers {
+        /// Who.
+        from: NodeId,
+        /// What, in order.
+        messages: Vec<PeerMessage>,
+    },
     /// The own live connection to this node is up.
     PeerUp {
         /// To whom.

@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use engine_core::ids::{BootId, NodeId};
+use engine_core::ids::{BootId, NodeId, SegmentId};
 use engine_core::limits::{DIAL_WAIT, PRIMARY_AGAIN, REDIAL_MAX, REDIAL_MIN, REFUSAL_WAIT};
 use engine_core::message::{Lane, NodeAddress, PeerMessage};
 use engine_core::remirror::backoff::Backoff;
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::bulk;
 use super::clock::{duration, seed};
 use super::harbour::Harbour;
-use super::mail::{Mail, PeerControl, owner};
+use super::mail::{Mail, PeerControl, ShardBox, owner};
 use crate::wire::{self, Hello, Inbound, Link, Message, Network, Outbox, Who, WireError};
 
 /// Reads what a peer sends over a connection it has made, until that ends; gives the reason.
@@ -32,18 +32,25 @@ pub(crate) async fn receive(harbour: &Harbour, from: NodeId, boot: BootId, lane:
     }
     let (mut inbound, _kept_open) = link.split();
     let reason = loop {
-        let message = match inbound.next().await {
+        let mail = match inbound.next().await {
             // Nothing that was damaged on its way is stored; what a new connection lacks is sent again.
             Ok(Message::Peer(message)) => match wire::check_peer(&message) {
-                Ok(()) => message,
+                Ok(()) => vec![(message.segment, Mail::Peer { from, message })],
+                Err(damaged) => break damaged.into(),
+            },
+            Ok(Message::Peers(messages)) => match messages.iter().try_for_each(wire::check_peer) {
+                Ok(()) => by_shard(&harbour.shards, from, messages),
                 Err(damaged) => break damaged.into(),
             },
             Ok(_) => break WireError::Unwelcome("a peer sends messages for peers and nothing else".into()),
             Err(error) => break error,
         };
         // Waits while the shard is busy: then this socket is not read either.
-        let shard = owner(&harbour.shards, message.segment);
-        if shard.work.send(Mail::Peer { from, message }).await.is_err() {
+        let mut closed = false;
+        for (segment, mail) in mail {
+            closed |= owner(&harbour.shards, segment).work.send(mail).await.is_err();
+        }
+        if closed {
             break WireError::Closed;
         }
     };
@@ -51,6 +58,17 @@ pub(crate) async fn receive(harbour: &Harbour, from: NodeId, boot: BootId, lane:
         let _ = keeper.send(PeerControl::Incoming { node: from, boot, up: false }).await;
     }
     reason
+}
+
+/// One mail for each shard, with a segment of it; the order of each shard's messages stays.
+fn by_shard(shards: &[ShardBox], from: NodeId, messages: Vec<PeerMessage>) -> Vec<(SegmentId, Mail)> {
+    let count = u16::try_from(shards.len()).unwrap_or(u16::MAX);
+    let mut parts: Vec<Vec<PeerMessage>> = shards.iter().map(|_| Vec::new()).collect();
+    for message in messages {
+        parts[usize::from(message.segment.shard(count))].push(message);
+    }
+    let named = |messages: Vec<PeerMessage>| Some((messages.first()?.segment, Mail::Peers { from, messages }));
+    parts.into_iter().filter_map(named).collect()
 }
 
 /// What the keeper tells the task of one peer.

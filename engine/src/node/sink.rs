@@ -6,7 +6,8 @@
 
 use std::collections::VecDeque;
 
-use engine_core::limits::{OUTBOX_BYTES_MAX, OUTBOX_MAX, PREPARE_DEADLINE};
+use engine_core::limits::{OUTBOX_BYTES_MAX, OUTBOX_MAX, PEER_BATCH_MAX, PREPARE_DEADLINE};
+use engine_core::message::{Peer, PeerMessage};
 use engine_core::time::Time;
 
 use crate::wire::{Message, Outbox, SendError};
@@ -15,17 +16,43 @@ use crate::wire::{Message, Outbox, SendError};
 #[derive(Debug)]
 pub(crate) struct Sink {
     outbox: Outbox,
+    /// Small messages of this turn, in order; what is pushed next goes behind them.
+    small: Vec<PeerMessage>,
     spill: VecDeque<Message>,
     congested_since: Option<Time>,
 }
 
 impl Sink {
     pub(crate) fn new(outbox: Outbox) -> Self {
-        Self { outbox, spill: VecDeque::new(), congested_since: None }
+        Self { outbox, small: Vec::new(), spill: VecDeque::new(), congested_since: None }
     }
 
     /// Says it, now or as soon as the socket takes it. Lost when the connection is over.
     pub(crate) fn push(&mut self, message: Message) {
+        match message {
+            Message::Peer(message) if is_small(&message.body) => {
+                self.small.push(message);
+                if self.small.len() >= PEER_BATCH_MAX {
+                    self.push_small();
+                }
+            }
+            other => {
+                self.push_small();
+                self.push_frame(other);
+            }
+        }
+    }
+
+    fn push_small(&mut self) {
+        if self.small.len() > 1 {
+            let small = std::mem::take(&mut self.small);
+            self.push_frame(Message::Peers(small));
+        } else if let Some(one) = self.small.pop() {
+            self.push_frame(Message::Peer(one));
+        }
+    }
+
+    fn push_frame(&mut self, message: Message) {
         if self.spill.is_empty() && self.offer(&message) {
             return;
         }
@@ -39,6 +66,7 @@ impl Sink {
 
     /// Pushes what spilled over as far as it goes; cuts a connection that has taken nothing for too long.
     pub(crate) fn flush(&mut self, now: Time) {
+        self.push_small();
         while let Some(message) = self.spill.pop_front() {
             if !self.offer(&message) {
                 self.spill.push_front(message);
@@ -69,6 +97,7 @@ impl Sink {
 
     /// Ends the connection.
     pub(crate) fn cut(&mut self) {
+        self.small.clear();
         self.spill.clear();
         self.outbox.abort();
     }
@@ -82,6 +111,60 @@ impl Sink {
                 tracing::error!(%error, "a message that no frame can hold was dropped");
                 true
             }
+        }
+    }
+}
+
+/// Whether it has no data and no long list: so many of these always fit one frame.
+const fn is_small(message: &Peer) -> bool {
+    !matches!(message, Peer::Prepare { .. } | Peer::Reconcile { .. } | Peer::CopyData { .. } | Peer::CopyPage { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use engine_core::ids::{Epoch, Incarnation, SegmentId, Seq, VolumeId};
+    use engine_core::record::{Change, Entry};
+
+    use super::*;
+    use crate::wire::{Hello, Local, Network, Who, accept, greet};
+
+    fn message(index: u32, body: Peer) -> PeerMessage {
+        PeerMessage { segment: SegmentId { volume: VolumeId(1), index }, incarnation: Incarnation(1), body }
+    }
+
+    fn ack(index: u32) -> PeerMessage {
+        message(index, Peer::PrepareAck { epoch: Epoch(1), durable: Seq(u64::from(index)) })
+    }
+
+    #[tokio::test]
+    async fn small_messages_of_a_turn_are_one_frame_and_everything_stays_in_order() {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let cluster = engine_core::ids::ClusterId(1);
+        let boot = engine_core::ids::BootId(1);
+        let id = engine_core::ids::NodeId(1);
+        let who = Who::Node { id, boot, shards: 1, lane: engine_core::message::Lane::Live, network: Network::Primary };
+        let hello = Hello { cluster, who };
+        let local = Local { cluster, node: Some(engine_core::ids::NodeId(2)), boot, shards: 1 };
+        let (dialled, accepted) = tokio::join!(greet(near, &hello), accept(far, &local));
+        let (_kept, outbox) = dialled.unwrap().1.split();
+        let (mut inbound, _kept) = accepted.unwrap().1.split();
+        let entry = Entry { epoch: Epoch(1), seq: Seq(9), change: Change::Nothing };
+        let prepare = message(7, Peer::Prepare { commit: Seq(0), entry });
+        let mut sink = Sink::new(outbox);
+        for one in [ack(1), ack(2), prepare.clone(), ack(3)] {
+            sink.push(Message::Peer(one));
+        }
+        sink.flush(Time(0));
+        assert_eq!(inbound.next().await.unwrap(), Message::Peers(vec![ack(1), ack(2)]));
+        assert_eq!(inbound.next().await.unwrap(), Message::Peer(prepare));
+        assert_eq!(inbound.next().await.unwrap(), Message::Peer(ack(3)));
+        // However many there are, a frame is bounded.
+        (0..1000).for_each(|index| sink.push(Message::Peer(ack(index))));
+        sink.flush(Time(0));
+        for _ in 0..1000_usize.div_ceil(PEER_BATCH_MAX) {
+            let Message::Peers(part) = inbound.next().await.unwrap() else { panic!("one at a time") };
+            assert_eq!(part.len(), PEER_BATCH_MAX);
         }
     }
 }

@@ -11,7 +11,7 @@ use engine_core::ids::{
     VolumeId,
 };
 use engine_core::message::{
-    Decision, FromAuthority, Op, Outcome, Refusal, Registration, Reply, Request, Settings, ToAuthority,
+    Decision, FromAuthority, Op, Outcome, Proposal, Refusal, Registration, Reply, Request, Settings, ToAuthority,
 };
 use engine_core::record::{Blocks, Change, sum_seed};
 use engine_core::time::Span;
@@ -121,9 +121,12 @@ impl Authority {
                     say(FromAuthority::Nodes(vec![registration.address.clone()]));
                     let _ = registered.send((registration, outbox.clone()));
                 }
-                ToAuthority::Propose { mut config, .. } => {
-                    config.electable = config.members.clone();
-                    say(FromAuthority::Decided(Decision::Installed(config)));
+                ToAuthority::Proposals(proposals) => {
+                    let installed = proposals.into_iter().map(|Proposal { mut config, .. }| {
+                        config.electable = config.members.clone();
+                        Decision::Installed(config)
+                    });
+                    say(FromAuthority::Decisions(installed.collect()));
                 }
                 other => drop(heard.send(other)),
             }

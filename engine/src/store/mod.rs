@@ -105,6 +105,12 @@ pub trait Store {
     /// Space of the shard.
     fn space(&self) -> Space;
 
+    /// Extents no replica has booked. As `space` says it, at less cost where there are many replicas.
+    fn unbooked(&self) -> u64 {
+        let space = self.space();
+        space.capacity.saturating_sub(space.booked)
+    }
+
     /// Extents of one segment that hold data.
     fn used_by(&self, segment: SegmentId) -> u64;
 

@@ -291,11 +291,14 @@ impl<D: Device> Store for ShardStore<D> {
         }
     }
 
+    fn unbooked(&self) -> u64 {
+        self.region.capacity().saturating_sub(self.booked())
+    }
+
     fn space(&self) -> Space {
-        let creating: u64 = self.creating.values().map(|(extents, _)| extents).sum();
         Space {
             capacity: self.region.capacity(),
-            booked: self.map.booked + creating,
+            booked: self.booked(),
             used: self.map.replicas.values().map(super::map::Replica::used).sum(),
         }
     }
@@ -345,14 +348,18 @@ impl<D: Device> Store for ShardStore<D> {
 }
 
 impl<D: Device> ShardStore<D> {
+    fn booked(&self) -> u64 {
+        self.map.booked + self.creating.values().map(|(extents, _)| extents).sum::<u64>()
+    }
+
     /// What a record means before it is durable: space is booked, a replica that ends gets nothing more.
     fn foresee(&mut self, record: &mut Record) {
         match record {
             Record::Create { segment, meta } => {
                 let extents = u64::from(meta.config.extents);
-                let space = self.space();
+                let (booked, capacity) = (self.booked(), self.region.capacity());
                 let replaced = self.map.replicas.get(segment).map_or(0, |old| u64::from(old.meta.config.extents));
-                assert!(space.booked - replaced + extents <= space.capacity, "space is checked before a Create (I13)");
+                assert!(booked - replaced + extents <= capacity, "space is checked before a Create (I13)");
                 self.creating.insert(*segment, (extents, Seq(0)));
             }
             Record::Truncate { segment, above } => {

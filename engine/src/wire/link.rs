@@ -202,6 +202,7 @@ impl Outbox {
     pub fn try_send(&self, message: &Message) -> Result<(), SendError> {
         let frame = match message {
             Message::Peer(message) => encode(Kind::Peer, message),
+            Message::Peers(messages) => encode(Kind::Peers, messages),
             Message::Request(message) => encode(Kind::Request, message),
             Message::Reply(message) => encode(Kind::Reply, message),
             Message::ToAuthority(message) => encode(Kind::ToAuthority, message),
@@ -383,6 +384,7 @@ impl Inbound {
         let body = &self.buffer[self.start + HEADER_LEN..][..header.body_len];
         let message = match header.kind {
             Kind::Peer => Message::Peer(decode(body, payload)?),
+            Kind::Peers => Message::Peers(decode(body, payload)?),
             Kind::Request => Message::Request(decode(body, payload)?),
             Kind::Reply => Message::Reply(decode(body, payload)?),
             Kind::ToAuthority => Message::ToAuthority(decode(body, payload)?),

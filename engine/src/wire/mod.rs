@@ -26,6 +26,8 @@ pub use link::{Inbound, Link, Outbox, SendError, Stream};
 pub enum Message {
     /// Between two nodes.
     Peer(PeerMessage),
+    /// Several between two nodes, none of them with data; at most [`engine_core::limits::PEER_BATCH_MAX`].
+    Peers(Vec<PeerMessage>),
     /// A client to a node.
     Request(Request),
     /// A node to a client.

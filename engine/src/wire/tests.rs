@@ -135,6 +135,11 @@ fn golden_frames() -> Vec<(String, Frame)> {
         let message = FromAuthority::sample_variant(name, random);
         frames.push((format!("from-authority-{name}"), encode(Kind::FromAuthority, &message).unwrap()));
     }
+    let beat = |random: &mut Random| PeerMessage {
+        body: Peer::sample_variant("BeatAck", random),
+        ..PeerMessage::sample(random)
+    };
+    frames.push(("peers".into(), encode(Kind::Peers, &vec![beat(random), beat(random)]).unwrap()));
     frames
 }
 

@@ -125,14 +125,20 @@ impl Coverage {
 
     /// The authority says something to a node.
     pub(crate) fn decided(&mut self, said: &FromAuthority) {
-        let what = match said {
-            FromAuthority::Decided(Decision::Installed(_)) => "state: proposal installed",
-            FromAuthority::Decided(Decision::Conflict(_)) => "state: proposal in conflict",
-            FromAuthority::Decided(Decision::Denied(..)) => "state: proposal denied",
-            FromAuthority::Release { .. } => "state: copy released",
-            _ => return,
-        };
-        self.count(what);
+        match said {
+            FromAuthority::Decisions(decisions) => decisions.iter().for_each(|decision| self.decision(decision)),
+            FromAuthority::Release { .. } => self.count("state: copy released"),
+            _ => {}
+        }
+    }
+
+    fn decision(&mut self, decision: &Decision) {
+        self.count(match decision {
+            Decision::Installed(_) => "state: proposal installed",
+            Decision::Conflict(_) => "state: proposal in conflict",
+            Decision::Denied(..) => "state: proposal denied",
+            Decision::Unknown(_) => return,
+        });
     }
 
     /// A replica refuses a client's request.

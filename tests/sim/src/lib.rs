@@ -9,6 +9,7 @@
 //! | `node` | one run of a node: the machines over the store |
 //! | `clock` | a node's own idea of time |
 //! | `network`, `wires`, `conns` | the two networks; connections between nodes, and of clients |
+//! | `scale` | a world of its own: nodes with ten thousand replicas |
 //! | `seat` | the authority, its records and its sessions |
 //! | `client`, `load` | the client and what it does by itself |
 //! | `faults`, `mixture` | what goes wrong; all kinds of it, drawn by a seed |
@@ -37,6 +38,7 @@ mod mixture;
 mod network;
 mod node;
 mod queue;
+mod scale;
 mod seat;
 mod stories;
 mod swarm;
@@ -45,5 +47,6 @@ mod wires;
 mod world;
 
 pub use coverage::Coverage;
+pub use scale::{Counted, Death, death_with_many_replicas};
 pub use stories::{Story, stories};
 pub use swarm::{FAULTS_MIN, HEALED_WITHIN, Outcome, SECONDS, swarm};

@@ -118,7 +118,7 @@ impl World {
     }
 
     pub(crate) fn authority_says(&mut self, to: NodeId, message: FromAuthority) {
-        if self.seat.mute_decisions && matches!(message, FromAuthority::Decided(_)) {
+        if self.seat.mute_decisions && matches!(message, FromAuthority::Decisions(_)) {
             return;
         }
         let Some(session) = self.places.get(&to).and_then(|place| place.session) else { return };

@@ -14,9 +14,12 @@ use super::document::Spread;
 use super::io::Effects;
 use super::placement::{Need, Purpose, Room, choose};
 use crate::config::Config;
-use crate::ids::{Epoch, NodeId, PermitId, SegmentId};
-use crate::limits::{PERMIT_TTL, PERMITS_PER_SOURCE, PERMITS_PER_TARGET, PERMITS_PER_ZONE, RESERVE_WAIT};
-use crate::message::FromAuthority;
+use crate::ids::{NodeId, PermitId, SegmentId};
+use crate::limits::{
+    PARKED_MAX, PERMIT_ASKS_MAX, PERMIT_LOOKS_MAX, PERMIT_TTL, PERMITS_PER_SOURCE, PERMITS_PER_TARGET,
+    PERMITS_PER_ZONE, RESERVE_WAIT,
+};
+use crate::message::{FromAuthority, PermitAsk};
 use crate::random::mix;
 use crate::time::Time;
 
@@ -138,14 +141,14 @@ impl Permits {
 }
 
 impl Authority {
-    pub(super) fn on_permit_ask(
-        &mut self,
-        now: Time,
-        source: NodeId,
-        segment: SegmentId,
-        epoch: Epoch,
-        effects: &mut Effects,
-    ) {
+    pub(super) fn on_permit_asks(&mut self, now: Time, source: NodeId, asks: &[PermitAsk], effects: &mut Effects) {
+        for ask in asks.iter().take(PERMIT_ASKS_MAX) {
+            self.on_permit_ask(now, source, *ask, effects);
+        }
+    }
+
+    fn on_permit_ask(&mut self, now: Time, source: NodeId, ask: PermitAsk, effects: &mut Effects) {
+        let PermitAsk { segment, epoch, members: _ } = ask;
         let Some(record) = self.books.segments().get(&segment) else { return };
         let config = &record.config;
         let right = config.primary == source && config.epoch == epoch && config.missing() > 0;
@@ -161,11 +164,33 @@ impl Authority {
             }
             return;
         }
-        let fresh = Ask { source, since: now, asked: now, refused: BTreeMap::new(), why: "just asked for".to_string() };
-        let ask = self.permits.parked.entry(segment).or_insert(fresh);
-        ask.source = source;
-        ask.asked = now;
-        self.permits.look = true;
+        if let Some(ask) = self.permits.parked.get_mut(&segment) {
+            (ask.source, ask.asked) = (source, now);
+            return;
+        }
+        if self.permits.parked.len() >= PARKED_MAX {
+            self.make_place(now, segment);
+        }
+        if self.permits.parked.len() < PARKED_MAX {
+            let why = "just asked for".to_string();
+            let fresh = Ask { source, since: now, asked: now, refused: BTreeMap::new(), why };
+            self.permits.parked.insert(segment, fresh);
+            self.permits.look = true;
+        }
+    }
+
+    /// The least endangered of the parked asks gives way to a segment that is more so; it asks again.
+    fn make_place(&mut self, now: Time, segment: SegmentId) {
+        let least = self.permits.parked.iter().map(|(parked, ask)| (self.urgency(*parked, ask.since), *parked)).max();
+        if let Some((_, other)) = least.filter(|(urgency, _)| self.urgency(segment, now) < *urgency) {
+            self.permits.parked.remove(&other);
+        }
+    }
+
+    /// Who comes first: the lower, the sooner.
+    fn urgency(&self, segment: SegmentId, since: Time) -> (bool, usize, Time) {
+        let config = self.books.segments().get(&segment).map(|record| &record.config);
+        config.map_or((true, usize::MAX, since), |config| (config.may_commit(), config.members.len(), since))
     }
 
     /// Looks through parked asks if something changed, ends what nobody renewed.
@@ -238,14 +263,11 @@ impl Authority {
     }
 
     fn look_through(&mut self, now: Time, effects: &mut Effects) {
-        let urgency = |segment: &SegmentId, ask: &Ask| {
-            let config = &self.books.segments()[segment].config;
-            (config.may_commit(), config.members.len(), ask.since)
-        };
-        let mut asks: Vec<_> =
-            self.permits.parked.iter().map(|(segment, ask)| (urgency(segment, ask), *segment)).collect();
+        let parked = self.permits.parked.iter();
+        let mut asks: Vec<_> = parked.map(|(segment, ask)| (self.urgency(*segment, ask.since), *segment)).collect();
         asks.sort_unstable();
-        for (_, segment) in asks {
+        // Whoever is behind these waits for the next look: when many wait, caps are what they wait for.
+        for (_, segment) in asks.into_iter().take(PERMIT_LOOKS_MAX) {
             match self.try_reserve(now, segment) {
                 Ok(permit) => {
                     let reserve = FromAuthority::Reserve { permit: permit.id, segment, extents: permit.extents };
@@ -268,7 +290,7 @@ impl Authority {
         let config = &self.books.segments()[&segment].config;
         let volume = &self.books.volumes()[&segment.volume];
         let mut without: Vec<NodeId> = config.holders().chain(ask.refused.keys().copied()).collect();
-        without.extend(self.books.releases().keys().filter(|(_, other, _)| *other == segment).map(|(node, ..)| *node));
+        without.extend(self.books.nodes_releasing(segment));
         let zone_of = |node: &NodeId| self.books.nodes().get(node).map(|record| record.zone.as_str());
         let taken: Vec<&str> = config.members.iter().chain(&config.candidates).filter_map(zone_of).collect();
         let all: Vec<Room<'_>> = self.rooms(now).collect();

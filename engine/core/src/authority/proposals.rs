@@ -15,7 +15,8 @@ use super::records::SegmentRecord;
 use super::{Authority, names};
 use crate::config::Config;
 use crate::ids::{Epoch, Generation, NodeId};
-use crate::message::{Decision, FromAuthority};
+use crate::limits::{BATCH_BODY_MAX, PROPOSALS_MAX};
+use crate::message::{self, Decision, FromAuthority};
 use crate::sabotage::{Invariant, breaks};
 use crate::time::Time;
 
@@ -185,36 +186,50 @@ fn install(proposal: &Proposal<'_>) -> Verdict {
 }
 
 impl Authority {
-    pub(super) fn on_propose(
+    /// Decides each for itself, in order; one save for all, the answers in as few messages as hold them.
+    pub(super) fn on_proposals(
         &mut self,
         now: Time,
         sender: NodeId,
-        expected: Epoch,
-        wanted: &Config,
-        promised: bool,
+        proposals: &[message::Proposal],
         effects: &mut Effects,
     ) {
+        let mut part = Vec::new();
+        let mut bytes = 0;
+        // More than a node may send in one message is not looked at: it comes again.
+        for proposal in proposals.iter().take(PROPOSALS_MAX) {
+            let decision = self.decide(now, sender, proposal, effects);
+            let len = decision.wire_bytes();
+            if bytes + len > BATCH_BODY_MAX {
+                effects.send(sender, FromAuthority::Decisions(core::mem::take(&mut part)));
+                bytes = 0;
+            }
+            bytes += len;
+            part.push(decision);
+        }
+        if !part.is_empty() {
+            effects.send(sender, FromAuthority::Decisions(part));
+        }
+    }
+
+    fn decide(&mut self, now: Time, sender: NodeId, proposal: &message::Proposal, effects: &mut Effects) -> Decision {
+        let message::Proposal { expected, config: wanted, promised } = proposal;
         let segment = wanted.segment;
-        let Some(current) = self.books.segments().get(&segment) else {
-            effects.send(sender, FromAuthority::Decided(Decision::Unknown(segment)));
-            return;
-        };
+        let Some(current) = self.books.segments().get(&segment) else { return Decision::Unknown(segment) };
         let generation = self.books.volumes()[&segment.volume].generation;
         // I2: whoever missed a decision may begin its epoch only now, when the attachment is another one already.
         let known = Config { generation, ..current.config.clone() };
         if let Some(frozen) = &self.frozen {
-            let denied = Decision::Denied(known, format!("{frozen}"));
-            effects.send(sender, FromAuthority::Decided(denied));
-            return;
+            return Decision::Denied(known, format!("{frozen}"));
         }
         let verdict = if wanted.incarnation == current.config.incarnation {
             let targets: Vec<NodeId> = self.permits.target(segment).into_iter().collect();
             judge(&Proposal {
                 current,
                 sender,
-                expected,
+                expected: *expected,
                 wanted,
-                promised,
+                promised: *promised,
                 targets: &targets,
                 generation,
                 in_touch: &|node| self.in_touch(now, node),
@@ -222,7 +237,7 @@ impl Authority {
         } else {
             Verdict::Conflict
         };
-        let decision = match verdict {
+        match verdict {
             Verdict::Conflict => Decision::Conflict(known),
             Verdict::Denied(reason) => {
                 effects.log(format!("segment {segment}: proposal of {sender} for {} denied: {reason}", wanted.epoch));
@@ -237,7 +252,6 @@ impl Authority {
                 self.permit_follows(now, &config, effects);
                 Decision::Installed(config)
             }
-        };
-        effects.send(sender, FromAuthority::Decided(decision));
+        }
     }
 }

@@ -329,6 +329,24 @@ impl Books {
         self.releases.range(first..=last).map(|((_, segment, life), _)| (*segment, *life))
     }
 
+    /// Nodes that have not confirmed the release of a copy of this segment, whichever life of it.
+    pub(super) fn nodes_releasing(&self, segment: SegmentId) -> impl Iterator<Item = NodeId> + '_ {
+        let of = move |node: &NodeId| {
+            let (first, last) = ((*node, segment, Incarnation(0)), (*node, segment, Incarnation(u32::MAX)));
+            self.releases.range(first..=last).next().is_some()
+        };
+        self.nodes.keys().copied().filter(of)
+    }
+
+    /// Whether a copy of any segment of this volume has still to be released.
+    pub(super) fn is_releasing(&self, volume: VolumeId) -> bool {
+        let (low, high) = (SegmentId { volume, index: 0 }, SegmentId { volume, index: u32::MAX });
+        self.nodes.keys().any(|node| {
+            let (first, last) = ((*node, low, Incarnation(0)), (*node, high, Incarnation(u32::MAX)));
+            self.releases.range(first..=last).next().is_some()
+        })
+    }
+
     pub(super) fn usage(&self, node: NodeId) -> Usage {
         self.usage.get(&node).copied().unwrap_or_default()
     }

@@ -294,10 +294,8 @@ impl Authority {
             ToAuthority::Register(_) => effects.log(format!("{node} registers twice in one session; ignored")),
             ToAuthority::Replicas { part, .. } => self.on_replicas(node, &part, effects),
             ToAuthority::Report(report) => self.on_report(now, node, report),
-            ToAuthority::Propose { expected, config, promised } => {
-                self.on_propose(now, node, expected, &config, promised, effects);
-            }
-            ToAuthority::PermitAsk { segment, epoch } => self.on_permit_ask(now, node, segment, epoch, effects),
+            ToAuthority::Proposals(proposals) => self.on_proposals(now, node, &proposals, effects),
+            ToAuthority::PermitAsks(asks) => self.on_permit_asks(now, node, &asks, effects),
             ToAuthority::PermitEnd { segment, permit } => self.on_permit_end(node, segment, permit, effects),
             ToAuthority::FenceDone { segment, generation } => {
                 self.on_fence_done(now, node, segment, generation, effects);

@@ -82,7 +82,7 @@ impl Authority {
     /// A deleted volume is forgotten when every former holder has confirmed (I11).
     pub(super) fn end_deleted(&mut self, volume: VolumeId) {
         let deleting = self.books.volumes().get(&volume).is_some_and(|record| record.state == VolumeState::Deleting);
-        if deleting && !self.books.releases().keys().any(|(_, segment, _)| segment.volume == volume) {
+        if deleting && !self.books.is_releasing(volume) {
             self.books.set_volume(volume, None);
         }
     }

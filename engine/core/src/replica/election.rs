@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::epoch;
 use crate::ids::{Epoch, NodeId, Seq};
 use crate::limits::{PROPOSAL_RETRY, SEAL_PATIENCE, SEAL_WAIT, SILENCE};
-use crate::message::{Decision, Peer, ToAuthority};
+use crate::message::{Decision, Peer, Proposal, ToAuthority};
 use crate::time::{Span, Time};
 
 /// An election this member runs.
@@ -187,7 +187,8 @@ impl Replica {
             ..old.clone()
         };
         election.proposed = Some(now);
-        effects.push(Effect::Authority(ToAuthority::Propose { expected: old.epoch, config, promised: true }));
+        let proposal = Proposal { expected: old.epoch, config, promised: true };
+        effects.push(Effect::Authority(ToAuthority::Proposals(vec![proposal])));
     }
 
     pub(super) fn election_decided(&mut self, now: Time, decision: Decision, effects: &mut Effects) {
@@ -307,7 +308,7 @@ mod tests {
         let from = if silent == FIRST { THIRD } else { FIRST };
         replica.handle(stood, Input::Peer { from, message: promise }, &mut effects);
         replica.handle(stood + waited, Input::Tick, &mut effects);
-        effects.drain().any(|effect| matches!(effect, Effect::Authority(ToAuthority::Propose { .. })))
+        effects.drain().any(|effect| matches!(effect, Effect::Authority(ToAuthority::Proposals(_))))
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::epoch;
 use crate::ids::{Epoch, NodeId, PermitId, Seq};
 use crate::limits::{BEAT_EVERY, FRAME_PAYLOAD_MAX, INVITE_MAX, INVITE_MIN, PROPOSAL_RETRY};
-use crate::message::{Decision, Peer, ToAuthority};
+use crate::message::{Decision, Peer, PermitAsk, Proposal, ToAuthority};
 use crate::record::{Entry, Standing};
 use crate::remirror::backoff::Backoff;
 use crate::time::{Span, Time};
@@ -355,6 +355,7 @@ impl Replica {
     fn ask_permit(&mut self, now: Time, effects: &mut Effects) {
         let config = &self.meta.config;
         let (segment, epoch) = (self.segment, config.epoch);
+        let members = u8::try_from(config.members.len()).unwrap_or(u8::MAX);
         let searching = config.missing() > config.candidates.len();
         let grace = self.grace;
         let Role::Primary(primary) = &mut self.role else { return };
@@ -367,7 +368,7 @@ impl Replica {
         let asked_lately = plans.asked_at.is_some_and(|at| now.since(at) < ASK_AGAIN);
         if primary.resolved && now.since(missing) >= grace && !asked_lately && plans.permit.is_none() {
             plans.asked_at = Some(now);
-            effects.push(Effect::Authority(ToAuthority::PermitAsk { segment, epoch }));
+            effects.push(Effect::Authority(ToAuthority::PermitAsks(vec![PermitAsk { segment, epoch, members }])));
         }
     }
 
@@ -427,7 +428,8 @@ impl Replica {
             }
         };
         plans.proposal = Some((config.clone(), now));
-        effects.push(Effect::Authority(ToAuthority::Propose { expected, config, promised: false }));
+        let proposal = Proposal { expected, config, promised: false };
+        effects.push(Effect::Authority(ToAuthority::Proposals(vec![proposal])));
     }
 
     /// The configuration this primary would like instead of the present one, if any.

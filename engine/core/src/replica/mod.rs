@@ -415,15 +415,20 @@ impl Replica {
             Role::Stale => RoleName::Stale,
             Role::Failed => RoleName::Failed,
         };
-        let copy = if let Role::Candidate(catch_up) = &self.role { Some(catch_up.progress()) } else { None };
         View {
             segment: self.segment,
             config: self.meta.config.clone(),
             role,
             commit: self.log.commit(),
             last: self.log.last(),
-            copy,
+            copy: self.copy_progress(),
         }
+    }
+
+    /// A copy arriving here: whether from nothing, bytes in, bytes listed and not in.
+    #[must_use]
+    pub fn copy_progress(&self) -> Option<(bool, u64, u64)> {
+        if let Role::Candidate(catch_up) = &self.role { Some(catch_up.progress()) } else { None }
     }
 }
 

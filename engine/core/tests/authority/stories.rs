@@ -5,7 +5,7 @@ use engine_core::authority::io::{Answer, Call, ErrorCode};
 use engine_core::config::Config;
 use engine_core::ids::{BootCount, Epoch, NodeId, Revision};
 use engine_core::limits::{NODE_SILENCE, PERMIT_TTL, PERMITS_PER_SOURCE, REVISION_EVERY};
-use engine_core::message::{Decision, FromAuthority, Registration, ToAuthority};
+use engine_core::message::{Decision, FromAuthority, PermitAsk, Proposal, Registration, ToAuthority};
 use engine_core::time::Span;
 
 use crate::world::{World, registration, wish};
@@ -22,12 +22,16 @@ fn propose(w: &mut World, index: u32, from: NodeId, members: &[NodeId], candidat
         ..current.clone()
     };
     w.sent.clear();
-    w.say(from, ToAuthority::Propose { expected: current.epoch, config, promised });
+    w.say(from, ToAuthority::Proposals(vec![Proposal { expected: current.epoch, config, promised }]));
     let decided = w.heard(from).into_iter().find_map(|message| match message {
-        FromAuthority::Decided(decision) => Some(decision),
+        FromAuthority::Decisions(mut decisions) => decisions.pop(),
         _ => None,
     });
     decided.unwrap()
+}
+
+fn ask(config: &Config) -> ToAuthority {
+    ToAuthority::PermitAsks(vec![PermitAsk { segment: config.segment, epoch: config.epoch, members: 2 }])
 }
 
 fn error(w: &mut World, request: Call) -> (ErrorCode, String) {
@@ -154,10 +158,11 @@ fn a_decision_that_was_lost_is_told_with_the_attachment_of_now() {
     w.say(primary, ToAuthority::FenceDone { segment: lost.segment, generation: lost.generation.next() });
     assert!(matches!(w.answer(call), Some(Ok(Answer::Map(_)))));
     w.sent.clear();
-    let repeated = ToAuthority::Propose { expected: before.epoch, config: lost.clone(), promised: false };
-    w.say(primary, repeated);
+    let repeated = Proposal { expected: before.epoch, config: lost.clone(), promised: false };
+    w.say(primary, ToAuthority::Proposals(vec![repeated]));
     let heard = w.heard(primary);
-    let Some(FromAuthority::Decided(Decision::Conflict(known))) = heard.first() else { panic!("{heard:?}") };
+    let Some(FromAuthority::Decisions(decisions)) = heard.first() else { panic!("{heard:?}") };
+    let [Decision::Conflict(known)] = decisions.as_slice() else { panic!("{decisions:?}") };
     assert_eq!(
         (known.epoch, known.generation),
         (lost.epoch, lost.generation.next()),
@@ -188,7 +193,7 @@ fn a_lost_copy_is_made_elsewhere_with_permit_and_reservation() {
     let Decision::Installed(config) = propose(&mut w, 0, primary, &[primary, backup], &[]) else { panic!() };
     w.pass(NODE_SILENCE);
     w.sent.clear();
-    w.say(primary, ToAuthority::PermitAsk { segment, epoch: config.epoch });
+    w.say(primary, ask(&config));
     w.pass(Span::millis(100));
     let free_zone = lost.0 % 3 == 4 % 3;
     if !free_zone {
@@ -241,7 +246,7 @@ fn permits_are_capped_per_source_and_silence_ends_them() {
         let primary = config.primary;
         let rest: Vec<NodeId> = config.members.iter().copied().filter(|node| *node != lost).collect();
         let Decision::Installed(config) = propose(&mut w, index, primary, &rest, &[]) else { panic!() };
-        w.say(primary, ToAuthority::PermitAsk { segment: config.segment, epoch: config.epoch });
+        w.say(primary, ask(&config));
         asked += 1;
     }
     w.sent.clear();
@@ -289,9 +294,10 @@ fn a_volume_in_use_is_not_deleted_and_a_deleted_one_is_remembered_until_all_have
 fn propose_raw(w: &mut World, from: NodeId, config: &Config) -> Decision {
     let config = Config { epoch: Epoch(config.epoch.0 + 1), ..config.clone() };
     w.sent.clear();
-    w.say(from, ToAuthority::Propose { expected: Epoch(config.epoch.0 - 1), config, promised: true });
+    let proposal = Proposal { expected: Epoch(config.epoch.0 - 1), config, promised: true };
+    w.say(from, ToAuthority::Proposals(vec![proposal]));
     match w.heard(from).pop() {
-        Some(FromAuthority::Decided(decision)) => decision,
+        Some(FromAuthority::Decisions(mut decisions)) => decisions.remove(0),
         other => panic!("{other:?}"),
     }
 }

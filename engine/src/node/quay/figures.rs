@@ -37,16 +37,15 @@ impl<S: Store, W: Wires> Quay<S, W> {
         };
         for open in self.machines() {
             figures.replicas += 1;
-            let view = open.replica.view();
             if open.replica.is_serving() {
                 figures.serving += 1;
             } else if open.replica.should_serve() && figures.not_serving.len() < REPORT_SEGMENTS_MAX {
-                figures.not_serving.push(view.segment);
+                figures.not_serving.push(open.replica.segment());
             }
-            if let Some((full, copied, left)) = view.copy
+            if let Some((full, copied, left)) = open.replica.copy_progress()
                 && figures.copies.len() < REPORT_SEGMENTS_MAX
             {
-                figures.copies.push(CopyReport { segment: view.segment, full, copied, left });
+                figures.copies.push(CopyReport { segment: open.replica.segment(), full, copied, left });
             }
         }
         figures

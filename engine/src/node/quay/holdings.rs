@@ -108,8 +108,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
 
     /// Extents no replica has booked. Promises are counted apart.
     fn unbooked(&self) -> u64 {
-        let space = self.store.space();
-        if breaks(Invariant::I13) { space.capacity } else { space.capacity.saturating_sub(space.booked) }
+        if breaks(Invariant::I13) { self.store.space().capacity } else { self.store.unbooked() }
     }
 
     pub(super) fn created(&mut self, now: Time, segment: SegmentId) {

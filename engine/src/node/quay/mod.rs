@@ -13,9 +13,7 @@ mod holdings;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use engine_core::ids::{Epoch, ExtentIndex, Incarnation, NodeId, SegmentId};
-use engine_core::message::{
-    Decision, FromAuthority, Lane, Outcome, Peer, PeerMessage, Refusal, Reply, Request, ToAuthority,
-};
+use engine_core::message::{FromAuthority, Lane, Outcome, Peer, PeerMessage, Refusal, Reply, Request, ToAuthority};
 use engine_core::random::Random;
 use engine_core::record::Recovered;
 use engine_core::remirror::reservation::Reservations;
@@ -305,9 +303,10 @@ impl<S: Store, W: Wires> Quay<S, W> {
                 self.handle(now, segment, Input::Granted { permit, target });
             }
             FromAuthority::Fence { segment, generation } => self.handle(now, segment, Input::Fence(generation)),
-            FromAuthority::Decided(decision) => {
-                let segment = decided_segment(&decision);
-                self.handle(now, segment, Input::Decided(decision));
+            FromAuthority::Decisions(decisions) => {
+                for decision in decisions {
+                    self.handle(now, decision.segment(), Input::Decided(decision));
+                }
             }
             FromAuthority::Registered { .. }
             | FromAuthority::Revision(_)
@@ -426,12 +425,4 @@ fn shown(replica: &Replica) -> String {
     let Some((before, rest)) = all.split_once("considered: ") else { return all };
     let after = rest.split_once(',').map_or("", |(_, after)| after);
     format!("{before}{after}")
-}
-
-/// The segment a decision is about.
-pub(crate) fn decided_segment(decision: &Decision) -> SegmentId {
-    match decision {
-        Decision::Installed(config) | Decision::Conflict(config) | Decision::Denied(config, _) => config.segment,
-        Decision::Unknown(segment) => *segment,
-    }
 }

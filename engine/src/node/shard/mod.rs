@@ -109,6 +109,9 @@ impl<S: Store> Shard<S> {
             }
             Mail::Serve { grace } => self.quay.serve(now, grace),
             Mail::Peer { from, message } => self.quay.peer_said(now, from, message),
+            Mail::Peers { from, messages } => {
+                messages.into_iter().for_each(|message| self.quay.peer_said(now, from, message));
+            }
             Mail::PeerUp { node, live, bulk } => {
                 self.quay.wires().peers.insert(node, Line { live: Sink::new(live), bulk });
                 self.quay.peer_up(now, node);

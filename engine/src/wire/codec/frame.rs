@@ -37,6 +37,8 @@ pub(in crate::wire) enum Kind {
     ToAuthority = 7,
     /// From the authority to a node.
     FromAuthority = 8,
+    /// Several small messages between two nodes.
+    Peers = 9,
 }
 
 impl Kind {
@@ -50,6 +52,7 @@ impl Kind {
             6 => Self::Reply,
             7 => Self::ToAuthority,
             8 => Self::FromAuthority,
+            9 => Self::Peers,
             _ => return None,
         })
     }

@@ -9,8 +9,8 @@ use engine_core::ids::{
     RequestId, Revision, SegmentId, Seq, Session, VolumeId,
 };
 use engine_core::message::{
-    CopyReport, Decision, FromAuthority, Lane, NodeAddress, Op, Outcome, Peer, PeerMessage, Refusal, Registration,
-    ReplicaReport, Reply, Report, Request, Settings, ToAuthority,
+    CopyReport, Decision, FromAuthority, Lane, NodeAddress, Op, Outcome, Peer, PeerMessage, PermitAsk, Proposal,
+    Refusal, Registration, ReplicaReport, Reply, Report, Request, Settings, ToAuthority,
 };
 use engine_core::record::{Change, Entry, ExtentCopy, Standing};
 use engine_core::time::{Span, Time};
@@ -179,6 +179,8 @@ fields! {
     Reply { segment, epoch, session, request, outcome }
     NodeAddress { node, primary, replication, shards }
     Registration { address, zone, device, boot, capacity, revision }
+    Proposal { expected, config, promised }
+    PermitAsk { segment, epoch, members }
     ReplicaReport { segment, incarnation, epoch }
     CopyReport { segment, full, copied, left }
     Report { booked, used, replicas, serving, not_serving, copies, copied_bytes, corrupt_blocks }
@@ -244,8 +246,8 @@ variants! {
         1 = Register(0: registration),
         2 = Replicas { part, last },
         3 = Report(0: report),
-        4 = Propose { expected, config, promised },
-        5 = PermitAsk { segment, epoch },
+        4 = Proposals(0: proposals),
+        5 = PermitAsks(0: asks),
         6 = PermitEnd { segment, permit },
         7 = FenceDone { segment, generation },
         8 = Created { segment, incarnation, result },
@@ -257,7 +259,7 @@ variants! {
         1 = Registered { settings, revision, trusted, boot },
         2 = RegisterRefused(0: reason),
         3 = Nodes(0: nodes),
-        4 = Decided(0: decision),
+        4 = Decisions(0: decisions),
         5 = Create { config },
         6 = Reserve { permit, segment, extents },
         7 = Granted { segment, permit, target },
