@@ -22,6 +22,7 @@ mod output;
 mod reach;
 mod scratch;
 mod signals;
+mod sim;
 mod status;
 mod units;
 mod verify;
@@ -114,6 +115,8 @@ enum Command {
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// The cluster in virtual time: stories, swarm, soak.
+    Sim(sim::Args),
     /// Stamped data: what was acknowledged must be there.
     #[command(subcommand)]
     Verify(verify::Verify),
@@ -132,6 +135,7 @@ fn main() -> ExitCode {
         Command::Node(command) => node::run(&global, &command),
         Command::Volume(command) => volume::run(&global, command),
         Command::Bench(command) => bench::run(&global, command),
+        Command::Sim(args) => sim::run(&global, &args),
         Command::Verify(command) => verify::run(&global, command),
     };
     match result {

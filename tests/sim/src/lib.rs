@@ -40,6 +40,7 @@ mod node;
 mod queue;
 mod scale;
 mod seat;
+mod seeds;
 mod stories;
 mod swarm;
 mod trace;
@@ -48,5 +49,7 @@ mod world;
 
 pub use coverage::Coverage;
 pub use scale::{Counted, Death, death_with_many_replicas};
+pub use seeds::known_seeds;
 pub use stories::{Story, stories};
-pub use swarm::{FAULTS_MIN, HEALED_WITHIN, Outcome, SECONDS, swarm};
+pub use swarm::{FAULTS_MIN, Outcome, SECONDS, swarm};
+pub use trace::print_trace;

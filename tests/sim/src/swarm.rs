@@ -11,7 +11,7 @@ use crate::mixture::Mixture;
 use crate::world::{Shape, World};
 
 /// After healing, everything serves and has all its copies within this time: grace, a permit, a copy, some patience.
-pub const HEALED_WITHIN: Span = Span::seconds(90);
+const HEALED_WITHIN: Span = Span::seconds(90);
 /// How long a seed's world runs at least.
 pub const SECONDS: u64 = 60;
 /// Faults every seed makes at least.
@@ -127,6 +127,19 @@ fn load(w: &World, shape: &Shape, random: &mut Random) -> Load {
 mod tests {
     /// Seeds of an ordinary run.
     const SEEDS: u64 = 16;
+
+    #[test]
+    fn seeds_that_found_something_once() {
+        for (seed, _) in crate::known_seeds() {
+            let _ = super::swarm(seed, super::SECONDS);
+        }
+    }
+
+    #[test]
+    fn the_same_seed_is_the_same_run() {
+        let traces: Vec<(u64, u64)> = (0..2).map(|_| super::swarm(7, 20)).map(|o| (o.trace, o.events)).collect();
+        assert_eq!(traces[0], traces[1]);
+    }
 
     #[test]
     fn swarm() {

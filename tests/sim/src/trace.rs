@@ -4,12 +4,25 @@
 //! random numbers, on which everything depends; so it costs little.
 
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use engine_core::random::mix;
 use engine_core::time::Time;
 
 use crate::node::Heard;
 use crate::world::Event;
+
+static PRINT: AtomicBool = AtomicBool::new(false);
+
+/// Worlds made from here on print every event to stderr; so they do where `BREAKWATER_TRACE` is set.
+pub fn print_trace(print: bool) {
+    PRINT.store(print, Ordering::Relaxed);
+}
+
+/// Whether a new world prints its events.
+pub(crate) fn is_printed() -> bool {
+    PRINT.load(Ordering::Relaxed) || std::env::var_os("BREAKWATER_TRACE").is_some()
+}
 
 /// The hash so far.
 #[derive(Debug, Clone, Copy)]

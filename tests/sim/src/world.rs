@@ -27,7 +27,7 @@ use crate::coverage::Coverage;
 use crate::network::{Net, Network, Way};
 use crate::node::{self, Heard, Out, Process};
 use crate::queue::Queue;
-use crate::trace::Trace;
+use crate::trace::{self, Trace};
 
 /// What is going to happen.
 #[derive(Debug)]
@@ -151,6 +151,8 @@ impl Place {
     }
 }
 
+/// More events than any world needs.
+const EVENTS_MAX: u64 = 100_000_000;
 /// How long an operation of a disk takes, at most, when nothing is wrong.
 pub(crate) const DISK_SLOW: Span = Span(200_000);
 
@@ -290,7 +292,7 @@ impl World {
             events: 0,
             trace: Trace(random.next_u64()),
             random,
-            print: std::env::var_os("BREAKWATER_TRACE").is_some(),
+            print: trace::is_printed(),
         };
         world.after(Span(1), Event::Load);
         world
@@ -327,6 +329,7 @@ impl World {
         while let Some((time, event)) = self.queue.pop_until(end) {
             self.now = time;
             self.events += 1;
+            assert!(self.events < EVENTS_MAX, "it goes round in circles");
             let random = self.random.clone().next_u64();
             self.trace.event(time, random, &event);
             if self.print {
