@@ -34,6 +34,8 @@ struct Bytes {
     next_flight: u64,
     faults: Faults,
     writes: u64,
+    /// Sectors nobody needs any more, for the next write.
+    spare: Vec<Sector>,
 }
 
 /// What goes wrong next.
@@ -64,13 +66,28 @@ impl Bytes {
     fn write(&mut self, offset: u64, buffer: &[u8], durable: bool) {
         for (index, chunk) in buffer.chunks(SECTOR).enumerate() {
             let sector = offset / BLOCK_SIZE + index as u64;
-            self.faults.unreadable.remove(&sector);
-            if durable {
-                self.cached.remove(&sector);
-                self.durable.insert(sector, chunk.into());
-            } else {
-                self.cached.entry(sector).or_default().push(chunk.into());
+            if !self.faults.unreadable.is_empty() {
+                self.faults.unreadable.remove(&sector);
             }
+            let bytes = self.filled(chunk);
+            if durable {
+                let old = self.cached.remove(&sector);
+                self.spare.extend(old.into_iter().flatten());
+                self.spare.extend(self.durable.insert(sector, bytes));
+            } else {
+                self.cached.entry(sector).or_default().push(bytes);
+            }
+        }
+    }
+
+    /// A sector with this content, of an old one's memory if there is one.
+    fn filled(&mut self, content: &[u8]) -> Sector {
+        match self.spare.pop().filter(|sector| sector.len() == content.len()) {
+            Some(mut sector) => {
+                sector.copy_from_slice(content);
+                sector
+            }
+            None => content.into(),
         }
     }
 
@@ -105,8 +122,9 @@ impl Bytes {
     fn flush(&mut self) {
         for (sector, mut versions) in std::mem::take(&mut self.cached) {
             if let Some(newest) = versions.pop() {
-                self.durable.insert(sector, newest);
+                self.spare.extend(self.durable.insert(sector, newest));
             }
+            self.spare.append(&mut versions);
         }
     }
 }

@@ -282,9 +282,8 @@ impl World {
     /// Load on all segments.
     pub(crate) fn load(&mut self, blocks: u32) {
         let segments = self.all_segments();
-        let every = Span::millis(2);
-        self.load =
-            Some(Load { segments, blocks, hot: 8, depth: 32, every, burst: 2, reads: 30, zeros: 5, longest: 4 });
+        let (every, hot, depth, burst, longest) = (Span::millis(2), 8, 32, 2, 4);
+        self.load = Some(Load { segments, blocks, hot, depth, every, burst, reads: 30, zeros: 5, longest, large: 0 });
     }
 
     /// Everything is read and equals what was acknowledged; replicas are identical; books are in order.

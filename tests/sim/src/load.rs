@@ -7,6 +7,9 @@ use crate::client::{Task, Wish};
 use crate::conns::ClientId;
 use crate::world::World;
 
+/// Blocks of the longest operations: beyond 16 they may go around the log, straight to fresh slabs.
+const LARGE: u64 = 40;
+
 /// A mix of reads, writes, zeroes and questions for allocation.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
@@ -25,8 +28,10 @@ pub(crate) struct Load {
     pub(crate) reads: u64,
     /// Zeroes in a hundred writes.
     pub(crate) zeros: u64,
-    /// Longest operation in blocks.
+    /// Longest ordinary operation in blocks.
     pub(crate) longest: u64,
+    /// Operations in a hundred that are longer.
+    pub(crate) large: u64,
 }
 
 impl Load {
@@ -42,7 +47,8 @@ impl Load {
             let which = world.between(0, self.segments.len() as u64 - 1);
             let segment = self.segments[usize::try_from(which).expect("few")];
             let range = if world.between(0, 1) == 0 { self.hot } else { self.blocks };
-            let count = world.between(1, self.longest.min(u64::from(range)));
+            let longest = if world.between(0, 99) < self.large { LARGE } else { self.longest };
+            let count = world.between(1, longest.min(u64::from(range)));
             let block = world.between(0, u64::from(range) - count);
             let (block, count) = (u32::try_from(block).expect("small"), u32::try_from(count).expect("small"));
             if world.between(0, 99) < self.reads {

@@ -109,7 +109,7 @@ fn load(w: &World, shape: &Shape, random: &mut Random) -> Load {
     let blocks = [64, 256, all][random.between(0, 2) as usize];
     // `burst` operations begin, at most, every so often: half of that on the average.
     let burst = [1, 4, 24][random.between(0, 2) as usize];
-    let a_second = random.between(150, 400);
+    let a_second = random.between(130, 260);
     Load {
         segments,
         blocks: blocks.min(1024).min(all),
@@ -117,9 +117,10 @@ fn load(w: &World, shape: &Shape, random: &mut Random) -> Load {
         depth: random.between(16, 96) as usize,
         every: Span(burst * 500_000_000 / a_second),
         burst,
-        reads: random.between(10, 60),
+        reads: random.between(20, 70),
         zeros: [0, 5, 30][random.between(0, 2) as usize],
-        longest: [1, 4, 24][random.between(0, 2) as usize],
+        longest: [1, 2, 4, 8][random.between(0, 3) as usize],
+        large: [0, 2][random.between(0, 1) as usize],
     }
 }
 

@@ -89,7 +89,8 @@ fn a_hot_extent_does_not_keep_a_candidate_out(seed: u64) {
     let segments = w.all_segments();
     let every = Span::millis(2);
     let (blocks, hot) = (32, 32);
-    w.load = Some(Load { segments, blocks, hot, depth: 64, every, burst: 16, reads: 0, zeros: 0, longest: 1 });
+    w.load =
+        Some(Load { segments, blocks, hot, depth: 64, every, burst: 16, reads: 0, zeros: 0, longest: 1, large: 0 });
     w.network.delay_max = Span::millis(2);
     w.start(backup);
     expect_whole(&mut w, Span::seconds(10));
