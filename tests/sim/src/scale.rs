@@ -368,9 +368,8 @@ impl World {
     }
 }
 
-/// `nodes` nodes with about `replicas` each; one dies, and its host says so. Panics when a bound does not hold.
-#[must_use]
-pub fn death_with_many_replicas(nodes: u16, replicas: u64) -> Death {
+/// `nodes` nodes with about `replicas` each, all served and quiet.
+fn settled(nodes: u16, replicas: u64) -> (World, Vec<SegmentId>) {
     let mut world = World::new(nodes, replicas);
     world.run(Span::millis(200));
     let segments = (replicas * u64::from(nodes) / 3).div_ceil(2);
@@ -380,7 +379,13 @@ pub fn death_with_many_replicas(nodes: u16, replicas: u64) -> Death {
     let all: Vec<SegmentId> = all.into_iter().collect();
     world.until(Span::seconds(30), "served to begin with", |world| world.are_served(&all));
     world.run(Span::seconds(2));
+    (world, all)
+}
 
+/// `nodes` nodes with about `replicas` each; one dies, and its host says so. Panics when a bound does not hold.
+#[must_use]
+pub fn death_with_many_replicas(nodes: u16, replicas: u64) -> Death {
+    let (mut world, _) = settled(nodes, replicas);
     let dead = NodeId(1);
     let node = world.nodes.remove(&dead).expect("it lives");
     world.counted = Counted::default();
@@ -426,6 +431,22 @@ mod tests {
         let death = death_with_many_replicas(5, 10_050);
         println!("{death:?}");
         assert!(death.replicas >= 10_000, "{death:?}");
+    }
+
+    /// Processor time of this thread, in nanoseconds.
+    fn spent() -> u64 {
+        let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        stat.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    #[test]
+    #[ignore = "a measurement: what a quiet node costs, without codec and sockets"]
+    fn what_a_quiet_node_costs() {
+        let (mut world, all) = settled(5, 10_050);
+        let before = spent();
+        world.run(Span::seconds(10));
+        let each = (spent() - before) / 10 / 5;
+        println!("{} segments, 5 nodes: {} us of a core per node and second", all.len(), each / 1000);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(super) struct Building {
     deadline: Time,
     /// Replicas not confirmed yet, and whether their node was asked.
     waiting: BTreeMap<(NodeId, SegmentId), bool>,
+    /// How many each node was asked for when last counted, less those it has confirmed since.
+    asked: BTreeMap<NodeId, usize>,
 }
 
 /// Names of volumes and zones: they appear in paths, commands and metrics.
@@ -239,7 +241,8 @@ impl Authority {
 
     /// Books the segments and asks their nodes to make the replicas.
     fn build(&mut self, now: Time, id: VolumeId, call: Option<CallId>, configs: Vec<Config>, effects: &mut Effects) {
-        let mut building = Building { call, deadline: now + CALL_LIMIT, waiting: BTreeMap::new() };
+        let mut building =
+            Building { call, deadline: now + CALL_LIMIT, waiting: BTreeMap::new(), asked: BTreeMap::new() };
         for config in configs {
             let segment = config.segment;
             building.waiting.extend(config.members.iter().map(|node| ((*node, segment), false)));
@@ -256,7 +259,8 @@ impl Authority {
             self.books.volumes().iter().filter(|(_, v)| unfinished(v)).map(|(id, _)| *id).collect();
         for id in ids {
             let first = self.first_built(id);
-            let mut building = Building { call: None, deadline: now + CALL_LIMIT, waiting: BTreeMap::new() };
+            let mut building =
+                Building { call: None, deadline: now + CALL_LIMIT, waiting: BTreeMap::new(), asked: BTreeMap::new() };
             for (segment, record) in self.books.segments_of(id).filter(|(segment, _)| segment.index >= first) {
                 building.waiting.extend(record.config.members.iter().map(|node| ((*node, *segment), false)));
             }
@@ -272,7 +276,8 @@ impl Authority {
 
     fn pump_creates(&mut self, id: VolumeId, effects: &mut Effects) {
         let Some(building) = self.building.get_mut(&id) else { return };
-        let mut asked: BTreeMap<NodeId, usize> = BTreeMap::new();
+        let asked = &mut building.asked;
+        asked.clear();
         for ((node, _), _) in building.waiting.iter().filter(|(_, asked)| **asked) {
             *asked.entry(*node).or_default() += 1;
         }
@@ -324,9 +329,14 @@ impl Authority {
             Err(_) => {}
             Ok(()) => {
                 building.waiting.remove(&(node, segment));
+                let left = building.asked.get_mut(&node).map_or(0, |asked| {
+                    *asked = asked.saturating_sub(1);
+                    *asked
+                });
                 if building.waiting.is_empty() {
                     self.built(now, id, effects);
-                } else {
+                } else if left <= CREATES_INFLIGHT / 2 {
+                    // Not for every one: what is left is thousands.
                     self.pump_creates(id, effects);
                 }
             }
@@ -389,6 +399,10 @@ impl Authority {
         for building in self.building.values_mut() {
             let segments = self.books.segments();
             building.waiting.retain(|(node, id), _| segments.get(id).is_some_and(|s| s.config.is_member(*node)));
+        }
+        let building: Vec<VolumeId> = self.building.keys().copied().collect();
+        for id in building {
+            self.pump_creates(id, effects);
         }
         let done: Vec<VolumeId> =
             self.building.iter().filter(|(_, building)| building.waiting.is_empty()).map(|(id, _)| *id).collect();
