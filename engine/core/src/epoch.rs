@@ -18,6 +18,18 @@ pub fn supersedes(new: &Config, old: &Config) -> bool {
     new.incarnation == old.incarnation && new.epoch > old.epoch
 }
 
+/// Whether `new` is the configuration directly after `old`: nobody led in between.
+#[must_use]
+pub fn is_next(new: &Config, old: &Config) -> bool {
+    new.incarnation == old.incarnation && new.epoch == old.epoch.next()
+}
+
+/// Whether whoever has seen `seen` knows of a configuration after the one at work.
+#[must_use]
+pub fn is_ahead(seen: Epoch, at_work: &Config) -> bool {
+    seen > at_work.epoch
+}
+
 /// Whether a message of epoch `said` belongs to exactly the configuration at work.
 #[must_use]
 pub fn is_current(said: Epoch, at_work: &Config) -> bool {

@@ -50,6 +50,9 @@ pub const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 /// Requests of one segment that wait at its primary (for space in the window, for a member); further ones are told
 /// `Busy` and come again.
 pub const WAITING_MAX: usize = 512;
+/// Requests of one segment that wait at a member for the configuration they speak of, which makes it primary; further
+/// ones are told who leads as far as it knows.
+pub const EARLY_MAX: usize = 256;
 /// Requests a client has in flight in one segment; further ones wait in the client.
 pub const CLIENT_INFLIGHT_MAX: usize = 256;
 /// Requests a client holds for one volume, sent or not; callers of further ones wait.
@@ -193,6 +196,12 @@ pub const PREPARE_DEADLINE: Span = Span::millis(1500);
 pub const SILENCE: Span = Span::millis(2000);
 /// Members stand for election one after the other, this far apart.
 pub const ELECTION_STAGGER: Span = Span::millis(150);
+/// How long an early request waits for its configuration before it is refused.
+pub const EARLY_WAIT: Span = Span::millis(100);
+/// How often a node that stops on purpose says so to a primary that has not answered.
+pub const LEAVING_EVERY: Span = Span::millis(100);
+/// How long a wish for another primary stands.
+pub const WISH_FOR: Span = Span::millis(1000);
 /// How long a candidate for primary waits for promises of members whose connection is down.
 pub const SEAL_WAIT: Span = Span::millis(250);
 /// How long it waits for promises of members that are connected.

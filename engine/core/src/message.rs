@@ -222,6 +222,16 @@ pub enum Peer {
         /// Bytes that were copied for it.
         copied: u64,
     },
+    /// Member or candidate: my node stops on purpose, go on without me. Repeated until it is left out or excused.
+    Leaving {
+        /// Epoch of the configuration it knows.
+        epoch: Epoch,
+    },
+    /// Primary: too few are left without you, but nothing more can be done about it; go.
+    Farewell {
+        /// Epoch of `Leaving`.
+        epoch: Epoch,
+    },
 }
 
 /// A client's request to one segment.

@@ -37,7 +37,7 @@ fn try_run(args: Args) -> Result<(), StartError> {
     }))
 }
 
-/// Ready when the process is asked to stop.
+/// Ready when the process is asked to stop. Asked again, it ends at once: its peers take over as from a crash.
 fn stop_signal() -> Result<impl Future<Output = ()>, StartError> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Runtime)?;
@@ -47,6 +47,14 @@ fn stop_signal() -> Result<impl Future<Output = ()>, StartError> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        tokio::task::spawn_local(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!("asked to stop a second time: ending at once");
+            std::process::exit(1);
+        });
     })
 }
 

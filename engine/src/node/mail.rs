@@ -56,7 +56,9 @@ pub(crate) enum Mail {
     Status(oneshot::Sender<Figures>),
     /// List what you hold.
     Replicas(oneshot::Sender<Vec<ReplicaReport>>),
-    /// Stop on purpose; answered when everything is quiet.
+    /// The node stops on purpose: hand over and leave while serving on; answered when the machines may stop.
+    Leave(oneshot::Sender<()>),
+    /// Stop now; answered when everything is quiet.
     Stop(oneshot::Sender<()>),
 }
 

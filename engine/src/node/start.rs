@@ -125,7 +125,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let grace = tokio::select! {
         refused = &mut session => return Err(refuse(&refused)),
         grace = find_trust(has_registered, &boxes, &file, &mut superblock) => grace?,
-        () = &mut stop => return finish(&boxes).await,
+        () = &mut stop => {
+            finish(&boxes).await;
+            return Ok(());
+        }
         ended = crew.ended() => return Err(ended),
     };
     tokio::task::spawn_local(memory::keep(file, superblock, revision_seen));
@@ -134,14 +137,33 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         let _ = shard.work.send(Mail::Serve { grace }).await;
     }
     let arrivals = Rc::new(crew.arrivals.clone());
+    let mut listeners = Vec::new();
     for (listener, network) in [(primary, Network::Primary), (replication, Network::Replication)] {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(StartError::Runtime)?;
-        tokio::task::spawn_local(listen::listen(listener, network, doors.clone(), Rc::clone(&arrivals)));
+        let listening = listen::listen(listener, network, doors.clone(), Rc::clone(&arrivals));
+        listeners.push(tokio::task::spawn_local(listening));
     }
+    // The session goes on while the node leaves: without the authority nothing is handed over.
+    let leaving = async {
+        stop.await;
+        leave(&boxes).await;
+    };
     tokio::select! {
-        refused = &mut session => Err(refuse(&refused)),
-        ended = crew.ended() => Err(ended),
-        () = &mut stop => finish(&boxes).await,
+        refused = &mut session => return Err(refuse(&refused)),
+        ended = crew.ended() => return Err(ended),
+        () = leaving => {}
+    }
+    close(listeners).await;
+    finish(&boxes).await;
+    Ok(())
+}
+
+/// From here on whoever comes is refused at once, not accepted by a process that is about to end.
+async fn close(listeners: Vec<tokio::task::JoinHandle<()>>) {
+    for listener in listeners {
+        listener.abort();
+        // Its end closes the socket; that it was aborted is no news.
+        let _ = listener.await;
     }
 }
 
@@ -239,25 +261,35 @@ fn registration(
     })
 }
 
-/// Stops on purpose: machines hand over what they can, stores leave everything ready for a quick restart.
-async fn finish(boxes: &[ShardBox]) -> Result<(), StartError> {
-    tracing::info!("stopping");
-    let mut quiet = Vec::new();
+/// Tells every shard, and waits until each has answered.
+async fn tell(boxes: &[ShardBox], mail: impl Fn(oneshot::Sender<()>) -> Mail) {
+    let mut answers = Vec::new();
     for shard in boxes {
         let (done, is_done) = oneshot::channel();
-        if shard.work.send(Mail::Stop(done)).await.is_ok() {
-            quiet.push(is_done);
+        if shard.work.send(mail(done)).await.is_ok() {
+            answers.push(is_done);
         }
     }
-    let all = async {
-        for done in quiet {
-            let _ = done.await;
-        }
-    };
-    if timeout(duration(STOP_WAIT) * 2, all).await.is_err() {
+    for answer in answers {
+        // A shard that is over has nothing left to do.
+        let _ = answer.await;
+    }
+}
+
+/// Stops on purpose: what this node leads is handed over, what it holds goes on without it. It serves meanwhile.
+async fn leave(boxes: &[ShardBox]) {
+    tracing::info!("stopping: handing over what this node leads, leaving what it holds");
+    if timeout(duration(STOP_WAIT), tell(boxes, Mail::Leave)).await.is_err() {
+        tracing::warn!("not everything could be handed over in time; the others take over when this node is gone");
+    }
+}
+
+/// Stores leave everything ready for a quick restart.
+async fn finish(boxes: &[ShardBox]) {
+    tracing::info!("stopping");
+    if timeout(duration(STOP_WAIT) * 2, tell(boxes, Mail::Stop)).await.is_err() {
         tracing::warn!("not everything became quiet in time; the next start reads more of the log");
     }
-    Ok(())
 }
 
 fn random_u128() -> u128 {

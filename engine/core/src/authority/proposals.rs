@@ -1,7 +1,7 @@
 //! Proposals: the only way a configuration changes. A compare-and-swap from one epoch to the next, judged by rules.
 //!
 //! The intuition: the primary of an epoch may carry on with fewer members, with candidates that caught up, or with new
-//! candidates; anyone else must come with promises, and only from among those that hold every acknowledged write.
+//! candidates, or hand the lead over to another member; anyone else must come with promises, and only from among those that hold every acknowledged write.
 //! [`judge`] is pure; the tables in `fixtures/election` are its specification.
 //! Invariants: at most one configuration per epoch (I1); nobody is electable who may lack an acknowledged write (I5);
 //! below `min_copies` nobody in touch is left behind (I9); a copy is released only when the segment is whole (I12).
@@ -110,11 +110,23 @@ fn lead(proposal: &Proposal<'_>) -> Rule {
             None => Ok(()),
         };
     }
-    if sender != current.primary || wanted.primary != sender {
+    if sender != current.primary {
         return Err(format!("without promises only the primary {} may go on", current.primary));
+    }
+    if wanted.primary != sender {
+        return hand_over(current, wanted);
     }
     match wanted.members.iter().find(|node| !current.is_member(**node) && !current.is_candidate(**node)) {
         Some(node) => Err(format!("{node} is neither a member nor a candidate, so it can't have caught up (I10)")),
+        None => Ok(()),
+    }
+}
+
+/// The primary gives the lead away. No promises are needed: it alone orders in its epoch and steps down for this one, and
+/// every member holds what it has acknowledged (I3, I9). Whoever joins in the same step would not.
+fn hand_over(current: &Config, wanted: &Config) -> Rule {
+    match wanted.members.iter().find(|node| !current.is_member(**node)) {
+        Some(node) => Err(format!("{node} is not a member, the lead is handed over among members only (I9)")),
         None => Ok(()),
     }
 }

@@ -27,6 +27,13 @@ pub(super) struct Election {
     proposed: Option<Time>,
 }
 
+impl Election {
+    /// Whether the authority has been asked.
+    pub(super) const fn is_proposed(&self) -> bool {
+        self.proposed.is_some()
+    }
+}
+
 /// What a member said with its promise.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Promised {
@@ -221,7 +228,7 @@ impl Replica {
         let names_me = config.primary == self.node && config.is_member(self.node);
         if names_me && self.is_trusted() && epoch::supersedes(&config, &self.meta.config) {
             if let Role::Primary(_) = self.role {
-                self.step_down(effects);
+                self.step_down(Some(&config), effects);
             }
             self.begin(now, config, lease_left, effects);
         }

@@ -76,7 +76,7 @@ impl Replica {
     pub(super) fn election_due(&self) -> Option<Time> {
         let Role::Follower(follower) = &self.role else { return None };
         let config = &self.meta.config;
-        if !config.electable.contains(&self.node) || !self.is_trusted() {
+        if !config.electable.contains(&self.node) || !self.is_trusted() || self.is_stopping() {
             return None;
         }
         let suspected_at = if config.primary == self.node {
@@ -233,7 +233,7 @@ impl Replica {
             return;
         }
         let lease_left = self.granted.left(Some(from), now);
-        self.step_down(effects);
+        self.step_down(None, effects);
         if !matches!(self.role, Role::Electing(_)) {
             self.role = Role::Follower(Follower::new(now));
         }
@@ -437,6 +437,10 @@ impl Replica {
         }
         let epoch = config.epoch;
         self.learn(now, config, effects);
+        // Whoever is about to go does not ask to be let in.
+        if self.is_stopping() {
+            return;
+        }
         effects.send(from, Peer::Held { epoch, standing: Some(self.meta.standing) });
     }
 }

@@ -93,8 +93,10 @@ pub enum Input {
     },
     /// The store can no longer write for this segment: its state is unknown (DESIGN 6). The replica serves nothing more.
     StoreFailed,
-    /// The node stops on purpose.
+    /// The node stops on purpose: hand over what is led, leave what is held ([`crate::replica::Replica::may_stop`]).
     Stopping,
+    /// It ends now.
+    Stopped,
 }
 
 /// What a replica wants to hear when a write of its own is durable. Never leaves the node.

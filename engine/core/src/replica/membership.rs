@@ -166,7 +166,7 @@ impl Replica {
     fn unsync(&mut self, node: NodeId) {
         let Role::Primary(primary) = &mut self.role else { return };
         if let Some(peer) = primary.peers.0.get_mut(&node) {
-            peer.synced = false;
+            (peer.synced, peer.leaving) = (false, false);
             if peer.join == Some(Join::Streaming) {
                 peer.join = Some(Join::Enlisting);
             }
@@ -411,15 +411,21 @@ impl Replica {
     }
 
     /// Proposes the wanted configuration, if there is one and none is under way; repeats one that got no answer.
-    fn reconsider(&mut self, now: Time, effects: &mut Effects) {
+    pub(super) fn reconsider(&mut self, now: Time, effects: &mut Effects) {
         let Role::Primary(primary) = &self.role else { return };
-        let wanted = if primary.membership.proposal.is_none() { self.wanted_config(now) } else { None };
-        let expected = self.meta.config.epoch;
+        // A hand-over that got no answer is thought over anew.
+        let settled = |(config, _): &(Config, Time)| config.primary == self.node;
+        let thinks = !primary.membership.proposal.as_ref().is_some_and(settled);
+        let wanted = if thinks { self.wanted_config(now) } else { None };
+        let (own, expected) = (self.node, self.meta.config.epoch);
+        let same = Config { epoch: expected.next(), ..self.meta.config.clone() };
         let Role::Primary(primary) = &mut self.role else { return };
         let plans = &mut primary.membership;
         let config = match &plans.proposal {
-            Some((config, sent)) if now.since(*sent) >= PROPOSAL_RETRY => config.clone(),
-            Some(_) => return,
+            Some((_, sent)) if now.since(*sent) < PROPOSAL_RETRY => return,
+            Some((config, _)) if config.primary == own => config.clone(),
+            // Whether it was handed over is not known. Whatever is proposed now, the answer tells.
+            Some(_) => wanted.unwrap_or_else(|| same.clone()),
             None if now < plans.not_before => return,
             None => {
                 plans.considered = now;
@@ -439,18 +445,31 @@ impl Replica {
         let lost =
             |node: &NodeId| primary.peers.0.get(node).is_some_and(|peer| peer.is_lost(self.is_refused(*node), now));
         let broken = |node: &NodeId| self.is_up(*node) && primary.peers.0.get(node).is_some_and(|peer| peer.broken);
-        let mut members: Vec<NodeId> = config.members.iter().copied().filter(|node| !lost(node)).collect();
+        let members: Vec<NodeId> = config.members.iter().copied().filter(|node| !lost(node)).collect();
+        if members.len() == config.members.len()
+            && let Some(config) = self.wanted_hand_over(now)
+        {
+            return Some(config);
+        }
+        let mut members = self.without_leaving(members);
         // A member that lacks something becomes whole again as a candidate (I9).
         let mut candidates: Vec<NodeId> = config.members.iter().copied().filter(broken).collect();
         let copies = usize::from(config.copies);
         let known = |node: &NodeId| primary.peers.0.get(node);
         let joins = |node: &&NodeId| known(node).is_some_and(|peer| peer.join == Some(Join::Joining));
-        let holds_all = config.candidates.iter().filter(joins).filter(|_| primary.resolved);
+        let stays = |node: &&NodeId| known(node).is_none_or(|peer| !peer.leaving);
+        let holds_all = config.candidates.iter().filter(joins).filter(stays).filter(|_| primary.resolved);
         let free = copies.saturating_sub(members.len());
         members.extend(holds_all.take(free));
         let alive = |node: &&NodeId| known(node).is_some_and(|peer| now.since(peer.heard) < CANDIDATE_SILENCE);
-        let waiting: Vec<NodeId> =
-            config.candidates.iter().filter(|node| !members.contains(node)).filter(alive).copied().collect();
+        let waiting: Vec<NodeId> = config
+            .candidates
+            .iter()
+            .filter(|node| !members.contains(node))
+            .filter(alive)
+            .filter(stays)
+            .copied()
+            .collect();
         let free = copies.saturating_sub(members.len() + candidates.len());
         candidates.extend(waiting.into_iter().take(free));
         let room = copies.saturating_sub(members.len() + candidates.len());
@@ -480,8 +499,9 @@ impl Replica {
             Decision::Installed(config) | Decision::Conflict(config) if is_own(&config) => {
                 self.go_on(now, config, effects);
             }
-            Decision::Installed(config) | Decision::Conflict(config) => self.learn(now, config, effects),
+            Decision::Installed(config) | Decision::Conflict(config) => self.succeeded(now, config, effects),
             Decision::Denied(config, _) => {
+                primary.wish = None;
                 primary.membership.not_before = now + ASK_AGAIN;
                 primary.membership.enlist.clear();
                 self.end_unused_permit(effects);
@@ -524,7 +544,8 @@ impl Replica {
             self.send_advance(now, node, effects);
         }
         // Those left out are told at once; an invitation follows when they answer.
-        for node in before.members.iter().copied().filter(|node| !config.is_member(*node) && self.is_up(*node)) {
+        let out = |node: &NodeId| !config.is_member(*node) && !config.is_candidate(*node) && self.is_up(*node);
+        for node in before.members.iter().chain(&before.candidates).copied().filter(out) {
             effects.send(node, Peer::Invite { config: config.clone() });
         }
         self.want_peers(effects);

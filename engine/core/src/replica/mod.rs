@@ -9,7 +9,7 @@
 //! `follower`), I10 (`candidate`, `membership`).
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -26,6 +26,7 @@ use crate::time::{Span, Time};
 mod candidate;
 mod election;
 mod follower;
+mod handover;
 pub mod io;
 mod log;
 mod membership;
@@ -53,6 +54,10 @@ pub struct Replica {
     role: Role,
     /// Leases given to primaries, whatever role this replica has had since (I7).
     granted: Granted,
+    /// Requests that came before the configuration they speak of.
+    early: VecDeque<handover::Early>,
+    /// The node is stopping on purpose.
+    stopping: Option<handover::Stopping>,
     grace: Span,
     random: Random,
     /// Something happened that the next tick has to think over (`wake`).
@@ -110,9 +115,24 @@ impl Replica {
         // Where nothing was ever written there is nothing stale to read; where nobody else is, nobody else leads.
         let harmless = log.last() == Seq(0) || meta.config.members == [node];
         let granted = if harmless { Granted::default() } else { Granted::forgotten(now) };
-        let links = BTreeMap::new();
-        let (writing_since, look) = (None, true);
-        Self { node, segment, meta, log, durable, writing_since, links, role, granted, grace, random, look }
+        let (links, early) = (BTreeMap::new(), VecDeque::new());
+        let (writing_since, stopping, look) = (None, None, true);
+        Self {
+            node,
+            segment,
+            meta,
+            log,
+            durable,
+            writing_since,
+            links,
+            role,
+            granted,
+            early,
+            stopping,
+            grace,
+            random,
+            look,
+        }
     }
 
     /// Lets the replica begin: says whom it needs to reach. Call once after [`Replica::open`].
@@ -143,7 +163,8 @@ impl Replica {
             Input::Extent { to, extent, copy } => self.on_extent(to, extent, copy, effects),
             Input::Listed { purpose, from, listed, next } => self.on_listed(now, purpose, from, listed, next, effects),
             Input::StoreFailed => self.role = Role::Failed,
-            Input::Stopping => self.on_stopping(effects),
+            Input::Stopping => self.on_stopping(now, effects),
+            Input::Stopped => self.on_stopped(effects),
         }
     }
 
@@ -155,6 +176,8 @@ impl Replica {
             Role::Candidate(_) => self.candidate_tick(now, effects),
             Role::Stale | Role::Failed => {}
         }
+        self.early_tick(now, effects);
+        self.stopping_tick(now, effects);
     }
 
     fn on_peer(&mut self, now: Time, from: NodeId, message: Peer, effects: &mut Effects) {
@@ -193,6 +216,8 @@ impl Replica {
             Peer::CopyData { copy, .. } => self.on_copy_data(now, from, copy, effects),
             Peer::CopyFailed { extent, .. } => self.on_copy_failed(now, from, extent),
             Peer::CaughtUp { epoch, durable, copied: _ } => self.on_caught_up(now, from, epoch, durable, effects),
+            Peer::Leaving { epoch } => self.on_leaving(now, from, epoch, effects),
+            Peer::Farewell { epoch } => self.on_farewell(from, epoch),
         }
     }
 
@@ -225,10 +250,7 @@ impl Replica {
                 effects.push(Effect::Read { block, count, purpose: ReadPurpose { client, request } });
             }
             (_, Role::Primary(_)) => self.primary_request(now, client, request, effects),
-            _ => {
-                let known = Some(self.meta.config.clone());
-                self.reply(client, &request, Outcome::Refused(Refusal::NotPrimary(known)), effects);
-            }
+            _ => self.keep_early(now, client, request, effects),
         }
     }
 
@@ -263,14 +285,6 @@ impl Replica {
         }
     }
 
-    fn on_stopping(&mut self, effects: &mut Effects) {
-        // Whoever asks from now on is sent elsewhere; what is ordered is left to be decided by the members.
-        if let Role::Primary(_) = self.role {
-            self.step_down(effects);
-            self.role = Role::Stale;
-        }
-    }
-
     /// Takes over a configuration that the authority has installed and this replica did not know. Never a reason to
     /// lead without beginning anew (I6).
     fn learn(&mut self, now: Time, config: Config, effects: &mut Effects) {
@@ -278,7 +292,7 @@ impl Replica {
             return;
         }
         if let Role::Primary(_) = self.role {
-            self.step_down(effects);
+            self.step_down(Some(&config), effects);
         }
         if config.primary == self.node && config.is_member(self.node) && self.is_trusted() {
             return self.begin(now, config, crate::limits::LEASE, effects);

@@ -33,6 +33,8 @@ pub(super) struct PeerState {
     pub(super) broken: bool,
     /// It promised a higher epoch and takes nothing in this one: not lost, the next epoch has it back.
     pub(super) sealed: bool,
+    /// Its node is stopping on purpose.
+    pub(super) leaving: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +125,7 @@ impl PeerState {
             asked: Time(0),
             broken: false,
             sealed: false,
+            leaving: false,
         }
     }
 

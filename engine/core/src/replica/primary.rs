@@ -47,6 +47,8 @@ pub(super) struct Primary {
     reads: VecDeque<Asked>,
     /// Confirm this generation when the commit point has reached the entry.
     fence: Option<(Generation, Seq)>,
+    /// Somebody would like another member to lead.
+    pub(super) wish: Option<super::handover::Wish>,
 }
 
 impl Primary {
@@ -58,6 +60,11 @@ impl Primary {
     /// Whether its log is common: it serves.
     pub(super) const fn is_resolved(&self) -> bool {
         self.resolved
+    }
+
+    /// How long primaries before this one may still answer reads (I7).
+    pub(super) fn lease_left(&self, now: Time) -> Span {
+        self.lease_wait.map_or(Span::ZERO, |until| until.since(now))
     }
 }
 
@@ -84,6 +91,7 @@ impl Replica {
             writes: VecDeque::new(),
             reads: VecDeque::new(),
             fence: None,
+            wish: None,
         }));
         effects.persist(vec![self.state_record()]).then_feed(Durable::Begun(epoch));
         self.want_peers(effects);
@@ -95,6 +103,7 @@ impl Replica {
         for node in self.meta.config.candidates.clone() {
             self.send_advance(now, node, effects);
         }
+        self.serve_early(now, effects);
     }
 
     /// The record of the epoch at work is durable: now its acknowledgements may be given (I2).
@@ -367,6 +376,7 @@ impl Replica {
     }
 
     pub(super) fn on_client_gone(&mut self, client: ClientRef) {
+        self.forget_early(client);
         if let Role::Primary(primary) = &mut self.role {
             primary.writes.retain(|asked| asked.client != client);
             primary.reads.retain(|asked| asked.client != client);
@@ -374,12 +384,13 @@ impl Replica {
     }
 
     /// Leads no more: whoever waits is sent to the next primary; what is ordered is undecided and said to be.
-    pub(super) fn step_down(&mut self, effects: &mut Effects) {
+    pub(super) fn step_down(&mut self, successor: Option<&Config>, effects: &mut Effects) {
         let Role::Primary(primary) = &mut self.role else { return };
         let ordered = core::mem::take(&mut primary.ordered).into_values();
         let waiting: Vec<Asked> = ordered.chain(primary.writes.drain(..)).chain(primary.reads.drain(..)).collect();
         for asked in waiting {
-            self.reply(asked.client, &asked.request, Outcome::Refused(Refusal::NotPrimary(None)), effects);
+            let refusal = Refusal::NotPrimary(successor.cloned());
+            self.reply(asked.client, &asked.request, Outcome::Refused(refusal), effects);
         }
     }
 

@@ -17,14 +17,15 @@ impl Replica {
     /// it is time for ticks at all. To be asked again after every input.
     #[must_use]
     pub fn wake_at(&self) -> Option<Time> {
-        match &self.role {
+        let of_role = match &self.role {
             Role::Follower(_) => self.election_due(),
             Role::Electing(election) => Some(self.election_wakes(election)),
             Role::Primary(_) | Role::Candidate(_) if self.look => Some(Time(0)),
             Role::Primary(primary) => Some(self.primary_wakes(primary)),
             Role::Candidate(catch_up) => catch_up.asks_at(),
             Role::Stale | Role::Failed => None,
-        }
+        };
+        [of_role, self.handover_wakes()].into_iter().flatten().min()
     }
 }
 

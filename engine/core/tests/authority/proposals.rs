@@ -112,7 +112,9 @@ fn check(before: &Config, asked: &Asked, after: &SegmentRecord, released: &[Node
     if asked.promised {
         assert!(config.members.iter().all(|node| before.electable.contains(node)), "I9");
     } else {
-        assert_eq!((config.primary, NodeId(asked.sender)), (before.primary, before.primary), "I6");
+        assert_eq!(NodeId(asked.sender), before.primary, "I9: only the primary goes on or hands over");
+        let handed_over = config.primary != before.primary;
+        assert!(!handed_over || config.members.iter().all(|node| before.is_member(*node)), "I9: among members");
     }
     if !config.may_commit() && asked.promised {
         let behind = before

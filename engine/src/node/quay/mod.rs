@@ -103,6 +103,8 @@ pub struct Quay<S, W> {
     /// Writes under way that say that none of it is to be trusted.
     distrusting: usize,
     serving: bool,
+    /// The node stops on purpose.
+    leaving: bool,
     grace: Span,
     slots: BTreeMap<SegmentId, Slot>,
     /// Which machines want time, and when.
@@ -136,6 +138,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
             found,
             distrusting: 0,
             serving: false,
+            leaving: false,
             grace: Span::ZERO,
             slots: BTreeMap::new(),
             schedule: Schedule::new(),
@@ -238,9 +241,20 @@ impl<S: Store, W: Wires> Quay<S, W> {
         }
     }
 
-    /// The node stops on purpose.
-    pub fn stop(&mut self, now: Time) {
+    /// The node stops on purpose: machines hand over and leave, and serve on meanwhile.
+    pub fn leave(&mut self, now: Time) {
+        self.leaving = true;
         self.tell_all(now, &Input::Stopping);
+    }
+
+    /// Whether no machine has anything left to hand over or to leave.
+    pub fn may_stop(&self) -> bool {
+        self.machines().all(|open| open.replica.may_stop())
+    }
+
+    /// The node ends now.
+    pub fn stop(&mut self, now: Time) {
+        self.tell_all(now, &Input::Stopped);
     }
 
     /// A client's connection is gone.
@@ -365,6 +379,9 @@ impl<S: Store, W: Wires> Quay<S, W> {
         let seed = self.random.next_u64();
         let mut replica = Box::new(Replica::open(self.node, recovered, self.grace, now, seed));
         replica.start(&mut self.effects);
+        if self.leaving {
+            replica.handle(now, Input::Stopping, &mut self.effects);
+        }
         let mut alarm = Alarm::default();
         self.schedule.set(&mut alarm, segment, replica.wake_at());
         let open = Open { birth: self.last_birth, incarnation, replica, peers: BTreeSet::new(), alarm };

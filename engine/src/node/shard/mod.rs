@@ -124,7 +124,7 @@ impl<S: Store> Shard<S> {
             // Whoever asked may have stopped waiting.
             Mail::Status(answer) => drop(answer.send(self.quay.figures())),
             Mail::Replicas(answer) => drop(answer.send(self.quay.replicas())),
-            Mail::Stop(_) => debug_assert!(false, "the loop keeps this"),
+            Mail::Leave(_) | Mail::Stop(_) => debug_assert!(false, "the loop keeps this"),
         }
     }
 
@@ -173,7 +173,17 @@ impl<S: Store> Shard<S> {
         self.quay.store_mut().settle();
     }
 
-    /// The node stops on purpose.
+    /// The node stops on purpose: machines hand over and leave, and serve on meanwhile.
+    pub(crate) fn take_leave(&mut self, now: Time) {
+        self.quay.leave(now);
+    }
+
+    /// Whether no machine here has anything left to hand over or to leave.
+    pub(crate) fn may_stop(&self) -> bool {
+        self.quay.may_stop()
+    }
+
+    /// The node ends now.
     pub(crate) fn take_stop(&mut self, now: Time) {
         self.quay.stop(now);
     }

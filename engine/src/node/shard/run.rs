@@ -46,9 +46,9 @@ pub(crate) async fn run<S: Store>(
     let (mut mail, mut requests) = (Vec::with_capacity(TURN_MAX), Vec::with_capacity(TURN_MAX));
     let mut events = Vec::new();
     let mut again = false;
-    let mut stop: Option<Stop> = None;
+    let mut orders = Orders::default();
     loop {
-        let open = !shard.is_congested() && stop.is_none();
+        let open = !shard.is_congested() && orders.stop.is_none();
         let woke = tokio::select! {
             taken = inbox.work.recv_many(&mut mail, TURN_MAX) => if taken == 0 { Woke::Ended } else { Woke::Mail },
             taken = inbox.requests.recv_many(&mut requests, TURN_MAX), if open => {
@@ -65,29 +65,52 @@ pub(crate) async fn run<S: Store>(
             Woke::Mail | Woke::Device => {}
         }
         for one in mail.drain(..) {
-            stop = take(&mut shard, moment, one).or(stop);
+            orders.take(&mut shard, moment, one);
         }
         for one in requests.drain(..) {
             shard.take_client(moment, one);
         }
         again = shard.advance(moment, &mut events);
-        if stop.as_mut().is_some_and(|stop| stop.is_done(&mut shard, moment)) {
-            if let Some(stop) = stop {
-                // The one who asked may have lost patience.
-                let _ = stop.done.send(());
-            }
+        if orders.are_done(&mut shard, moment) {
             return Ok(());
         }
     }
 }
 
-fn take<S: Store>(shard: &mut Shard<S>, moment: Time, mail: Mail) -> Option<Stop> {
-    if let Mail::Stop(done) = mail {
-        shard.take_stop(moment);
-        return Some(Stop { done, since: moment, settling: false });
+/// What the shard was told about its end.
+#[derive(Default)]
+struct Orders {
+    leave: Option<oneshot::Sender<()>>,
+    stop: Option<Stop>,
+}
+
+impl Orders {
+    fn take<S: Store>(&mut self, shard: &mut Shard<S>, moment: Time, mail: Mail) {
+        match mail {
+            Mail::Leave(done) => {
+                shard.take_leave(moment);
+                self.leave = Some(done);
+            }
+            Mail::Stop(done) => {
+                shard.take_stop(moment);
+                self.stop = Some(Stop { done, since: moment, settling: false });
+            }
+            mail => shard.take(moment, mail),
+        }
     }
-    shard.take(moment, mail);
-    None
+
+    /// Answers what has been done; whether this is the end.
+    fn are_done<S: Store>(&mut self, shard: &mut Shard<S>, moment: Time) -> bool {
+        // Those who asked may have lost patience.
+        if self.leave.is_some() && shard.may_stop() {
+            let _ = self.leave.take().map(|done| done.send(()));
+        }
+        if self.stop.as_mut().is_some_and(|stop| stop.is_done(shard, moment)) {
+            let _ = self.stop.take().map(|stop| stop.done.send(()));
+            return true;
+        }
+        false
+    }
 }
 
 async fn device_ready(device: Option<&AsyncFd<OwnedFd>>) {

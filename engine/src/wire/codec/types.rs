@@ -218,6 +218,8 @@ variants! {
         19 = CopyData { epoch, copy },
         20 = CopyFailed { epoch, extent },
         21 = CaughtUp { epoch, durable, copied },
+        22 = Leaving { epoch },
+        23 = Farewell { epoch },
     }
     Op {
         1 = Read { block, count },
