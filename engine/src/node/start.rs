@@ -125,37 +125,44 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let grace = tokio::select! {
         refused = &mut session => return Err(refuse(&refused)),
         grace = find_trust(has_registered, &boxes, &file, &mut superblock) => grace?,
-        () = &mut stop => {
-            finish(&boxes).await;
-            return Ok(());
-        }
+        () = &mut stop => return finish(&boxes).await,
         ended = crew.ended() => return Err(ended),
     };
     tokio::task::spawn_local(memory::keep(file, superblock, revision_seen));
-    for shard in &boxes {
-        // A shard that is over says so below.
-        let _ = shard.work.send(Mail::Serve { grace }).await;
-    }
-    let arrivals = Rc::new(crew.arrivals.clone());
-    let mut listeners = Vec::new();
-    for (listener, network) in [(primary, Network::Primary), (replication, Network::Replication)] {
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(StartError::Runtime)?;
-        let listening = listen::listen(listener, network, doors.clone(), Rc::clone(&arrivals));
-        listeners.push(tokio::task::spawn_local(listening));
-    }
+    serve(&boxes, grace).await;
+    let listeners = open_doors([(primary, Network::Primary), (replication, Network::Replication)], &doors, &crew)?;
     // The session goes on while the node leaves: without the authority nothing is handed over.
-    let leaving = async {
-        stop.await;
-        leave(&boxes).await;
-    };
     tokio::select! {
         refused = &mut session => return Err(refuse(&refused)),
         ended = crew.ended() => return Err(ended),
-        () = leaving => {}
+        () = leave(stop, &boxes) => {}
     }
     close(listeners).await;
-    finish(&boxes).await;
-    Ok(())
+    finish(&boxes).await
+}
+
+/// Lets the machines go to work.
+async fn serve(boxes: &[ShardBox], grace: Span) {
+    for shard in boxes {
+        // A shard that is over says so to whoever waits for its end.
+        let _ = shard.work.send(Mail::Serve { grace }).await;
+    }
+}
+
+/// Lets connections in from now on.
+fn open_doors(
+    listeners: [(TcpListener, Network); 2],
+    doors: &Doors,
+    crew: &thread::Crew,
+) -> Result<Vec<tokio::task::JoinHandle<()>>, StartError> {
+    let arrivals = Rc::new(crew.arrivals.clone());
+    let mut listening = Vec::new();
+    for (listener, network) in listeners {
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(StartError::Runtime)?;
+        let listen = listen::listen(listener, network, doors.clone(), Rc::clone(&arrivals));
+        listening.push(tokio::task::spawn_local(listen));
+    }
+    Ok(listening)
 }
 
 /// From here on whoever comes is refused at once, not accepted by a process that is about to end.
@@ -276,8 +283,9 @@ async fn tell(boxes: &[ShardBox], mail: impl Fn(oneshot::Sender<()>) -> Mail) {
     }
 }
 
-/// Stops on purpose: what this node leads is handed over, what it holds goes on without it. It serves meanwhile.
-async fn leave(boxes: &[ShardBox]) {
+/// When asked to stop: what this node leads is handed over, what it holds goes on without it. It serves meanwhile.
+async fn leave(stop: impl Future<Output = ()>, boxes: &[ShardBox]) {
+    stop.await;
     tracing::info!("stopping: handing over what this node leads, leaving what it holds");
     if timeout(duration(STOP_WAIT), tell(boxes, Mail::Leave)).await.is_err() {
         tracing::warn!("not everything could be handed over in time; the others take over when this node is gone");
@@ -285,11 +293,12 @@ async fn leave(boxes: &[ShardBox]) {
 }
 
 /// Stores leave everything ready for a quick restart.
-async fn finish(boxes: &[ShardBox]) {
+async fn finish(boxes: &[ShardBox]) -> Result<(), StartError> {
     tracing::info!("stopping");
     if timeout(duration(STOP_WAIT) * 2, tell(boxes, Mail::Stop)).await.is_err() {
         tracing::warn!("not everything became quiet in time; the next start reads more of the log");
     }
+    Ok(())
 }
 
 fn random_u128() -> u128 {

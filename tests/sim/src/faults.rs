@@ -7,10 +7,10 @@ use engine_core::authority::document::{AttachVolume, CreateVolume, Spread};
 use engine_core::authority::io::{Call, CallId};
 use engine_core::config::Config;
 use engine_core::ids::{BlockIndex, Epoch, Generation, NodeId, RequestId, SegmentId, Session};
-use engine_core::limits::SOCKET_SILENCE_MAX;
+use engine_core::limits::{SOCKET_SILENCE_MAX, STOP_WAIT};
 use engine_core::message::{Op, Request};
 use engine_core::replica::io::RoleName;
-use engine_core::time::Span;
+use engine_core::time::{Span, Time};
 
 use crate::client::Client;
 use crate::conns::CHECKER;
@@ -145,6 +145,23 @@ impl World {
         let place = self.places.get_mut(&node).expect("a node");
         assert!(place.process.is_none(), "{node} runs");
         place.disk = image.image();
+    }
+
+    /// The node stops on purpose, as a node's process does: it serves on until it may go, or has waited long enough.
+    pub(crate) fn stop(&mut self, node: NodeId) {
+        let life = self.places[&node].life;
+        self.on_node(node, life, Heard::Leave);
+        self.after(Span::millis(1), Event::Stopping { node, life, until: self.now + STOP_WAIT });
+    }
+
+    pub(crate) fn on_stopping(&mut self, node: NodeId, life: u64, until: Time) {
+        let place = &self.places[&node];
+        let Some(process) = place.process.as_ref().filter(|_| place.life == life) else { return };
+        if place.paused.is_some() || !process.quay.may_stop() && self.now < until {
+            return self.after(Span::millis(1), Event::Stopping { node, life, until });
+        }
+        self.on_node(node, life, Heard::Stop);
+        self.crash(node, true);
     }
 
     /// Gone for good.

@@ -35,6 +35,10 @@ faults! {
     KillPrimary = "fault: primary killed", 3;
     /// It dies and starts again at once.
     Restart = "fault: process restarted", 2;
+    /// A node is asked to stop: it hands over and leaves first.
+    Stop = "fault: node stops on purpose", 2;
+    /// The same to the primary of a segment.
+    StopPrimary = "fault: primary stops on purpose", 3;
     /// All nodes lose power at once.
     Blackout = "fault: all power off", 1;
     /// A process stands still for a while.
@@ -183,6 +187,8 @@ impl Mixture {
                 w.kill(one);
                 self.start(w, one);
             }
+            Fault::Stop => w.stop(one),
+            Fault::StopPrimary => w.stop(primary),
             Fault::Blackout => up.iter().for_each(|node| w.crash(*node, random.between(0, 1) == 0)),
             Fault::Pause => w.pause(one, Span::millis(random.between(10, 8000))),
             Fault::PausePrimary => w.pause(primary, Span::millis(random.between(1500, 8000))),
@@ -269,7 +275,11 @@ impl Mixture {
             place.clock.run(now, 0);
             place.disk.fail_writes(0);
             NETS.into_iter().for_each(|net| w.network.limit(node, net, None));
-            if w.places[&node].process.as_ref().is_some_and(|process| process.quay.failure().is_some()) {
+            if w.places[&node]
+                .process
+                .as_ref()
+                .is_some_and(|process| process.leaving || process.quay.failure().is_some())
+            {
                 w.crash(node, true);
             }
             self.start(w, node);

@@ -40,12 +40,25 @@ pub(crate) enum Out {
 pub(crate) enum Heard {
     Tick,
     Disk,
-    Peer { from: NodeId, message: PeerMessage },
+    Peer {
+        from: NodeId,
+        message: PeerMessage,
+    },
     PeerUp(NodeId),
-    PeerDown { node: NodeId, refused: bool },
-    Client { client: ClientRef, request: Request },
+    PeerDown {
+        node: NodeId,
+        refused: bool,
+    },
+    Client {
+        client: ClientRef,
+        request: Request,
+    },
     ClientGone(ClientRef),
     Authority(FromAuthority),
+    /// The node stops on purpose.
+    Leave,
+    /// It ends now.
+    Stop,
 }
 
 /// The ends of a node's wires: what was said waits for the world to carry it.
@@ -88,6 +101,8 @@ pub(crate) struct Process {
     gather: Gather,
     wanted: BTreeSet<NodeId>,
     events: Vec<store::Event>,
+    /// It stops on purpose.
+    pub(crate) leaving: bool,
 }
 
 /// A blank, formatted disk for `node`.
@@ -138,7 +153,7 @@ impl Process {
             quay.doubt_schedule();
         }
         let (gather, wanted) = (Gather::new(), BTreeSet::new());
-        Ok(Self { quay, superblock, disk: whole, distrusting: None, gather, wanted, events: Vec::new() })
+        Ok(Self { quay, superblock, disk: whole, distrusting: None, gather, wanted, events: Vec::new(), leaving: false })
     }
 
     /// Takes one thing, and lets the store go on; gives what was said.
@@ -178,6 +193,11 @@ impl Process {
             }
             Heard::Authority(FromAuthority::RegisterRefused(_) | FromAuthority::Nodes(_)) => {}
             Heard::Authority(said) => quay.authority_said(now, said),
+            Heard::Leave => {
+                self.leaving = true;
+                quay.leave(now);
+            }
+            Heard::Stop => quay.stop(now),
         }
         while quay.advance(now, &mut self.events) {}
         if let Some((grace, boot)) = self.distrusting.take_if(|_| quay.is_distrusted()) {

@@ -105,6 +105,12 @@ pub(crate) enum Event {
         node: NodeId,
         life: u64,
     },
+    /// Whether a node that stops on purpose may end, or has waited long enough.
+    Stopping {
+        node: NodeId,
+        life: u64,
+        until: Time,
+    },
 }
 
 /// A node's place: what survives its process.
@@ -406,6 +412,7 @@ impl World {
             Event::Reply { conn, reply } => self.on_reply(conn, reply),
             Event::ConnLost { client, conn, node } => self.on_conn_lost(client, conn, node),
             Event::Resume { node, life } => self.on_resume(node, life),
+            Event::Stopping { node, life, until } => self.on_stopping(node, life, until),
         }
     }
 

@@ -40,6 +40,13 @@ pub(super) struct Stopping {
     excused: bool,
 }
 
+impl Stopping {
+    /// Whether the primary has to be told (again).
+    fn is_due(&self, now: Time) -> bool {
+        !self.excused && self.told.is_none_or(|told| now.since(told) >= LEAVING_EVERY)
+    }
+}
+
 /// A wish for another primary.
 #[derive(Debug)]
 pub(super) struct Wish {
@@ -122,11 +129,9 @@ impl Replica {
         let Some(stopping) = &mut self.stopping else { return };
         match &self.role {
             Role::Primary(_) => self.reconsider(now, effects),
-            Role::Follower(_) | Role::Candidate(_) if counts && !stopping.excused => {
-                if stopping.told.is_none_or(|told| now.since(told) >= LEAVING_EVERY) {
-                    stopping.told = Some(now);
-                    effects.send(primary, Peer::Leaving { epoch });
-                }
+            Role::Follower(_) | Role::Candidate(_) if counts && stopping.is_due(now) => {
+                stopping.told = Some(now);
+                effects.send(primary, Peer::Leaving { epoch });
             }
             _ => {}
         }

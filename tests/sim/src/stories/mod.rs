@@ -40,11 +40,14 @@ mod attachments;
 mod copies;
 mod exits;
 mod leases;
+mod leaving;
 mod losses;
 
 /// All stories.
 pub fn stories() -> impl Iterator<Item = &'static Story> {
-    [attachments::STORIES, copies::STORIES, exits::STORIES, leases::STORIES, losses::STORIES].into_iter().flatten()
+    let all =
+        [attachments::STORIES, copies::STORIES, exits::STORIES, leases::STORIES, leaving::STORIES, losses::STORIES];
+    all.into_iter().flatten()
 }
 
 /// Three of four nodes hold a volume of 4 MiB, written all over, with load on it.
@@ -64,6 +67,20 @@ fn outsider(w: &World) -> NodeId {
 fn expect_progress(w: &mut World, limit: Span) {
     let before = w.history.acknowledged;
     w.expect("writes are acknowledged", limit, |w| w.history.acknowledged > before + 50);
+}
+
+/// The longest time without an acknowledged write while the world goes on for `span`.
+fn longest_gap(w: &mut World, span: Span) -> Span {
+    let end = w.now + span;
+    let (mut longest, mut last, mut count) = (Span::ZERO, w.now, w.history.acknowledged);
+    while w.now < end {
+        w.run(Span::millis(1));
+        if w.history.acknowledged > count {
+            (count, last) = (w.history.acknowledged, w.now);
+        }
+        longest = longest.max(w.now.since(last));
+    }
+    longest
 }
 
 fn expect_whole(w: &mut World, limit: Span) {
