@@ -356,6 +356,11 @@ impl World {
             }
             let all: Vec<&BTreeMap<u32, u64>> = self.peeked.values().collect();
             if all.windows(2).any(|pair| pair[0] != pair[1]) {
+                for pair in all.windows(2).filter(|_| self.print) {
+                    let differ: Vec<_> =
+                        pair[0].iter().filter(|(block, got)| pair[1].get(block) != Some(got)).collect();
+                    eprintln!("{differ:?}");
+                }
                 self.fail("replicas differ");
             }
         }

@@ -153,7 +153,16 @@ impl Process {
             quay.doubt_schedule();
         }
         let (gather, wanted) = (Gather::new(), BTreeSet::new());
-        Ok(Self { quay, superblock, disk: whole, distrusting: None, gather, wanted, events: Vec::new(), leaving: false })
+        Ok(Self {
+            quay,
+            superblock,
+            disk: whole,
+            distrusting: None,
+            gather,
+            wanted,
+            events: Vec::new(),
+            leaving: false,
+        })
     }
 
     /// Takes one thing, and lets the store go on; gives what was said.

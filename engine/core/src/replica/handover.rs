@@ -200,7 +200,10 @@ impl Replica {
         let Role::Primary(primary) = &self.role else { return false };
         let fit = |peer: &super::peers::PeerState| {
             let fresh = now.since(peer.heard) < Span(BEAT_EVERY.0 * 2);
-            peer.join.is_none() && peer.synced && !peer.broken && !peer.sealed && !peer.leaving && fresh
+            // It has heard that it is a member, and was not left out meanwhile.
+            let knows = epoch::is_current(peer.knows, &self.meta.config);
+            let sound = peer.join.is_none() && peer.synced && !peer.broken && !peer.sealed;
+            sound && knows && fresh && !peer.leaving
         };
         self.is_up(node) && self.meta.config.is_member(node) && primary.peers.0.get(&node).is_some_and(fit)
     }

@@ -230,6 +230,7 @@ impl Replica {
         }
         let Role::Primary(primary) = &mut self.role else { return };
         let Some(peer) = primary.peers.0.get_mut(&from) else { return };
+        peer.knows = said;
         peer.heard = now;
         let candidate = peer.join.is_some();
         if candidate && (!epoch::names_a_log(log_epoch) || last < commit) {

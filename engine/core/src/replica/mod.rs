@@ -96,8 +96,13 @@ impl Replica {
         if damaged {
             meta.standing = Standing::Stale { base: Seq(0) };
         }
-        // I10: what it ignored while it was caught up lies at or below its base; that is committed.
-        let commit = if let Standing::Joining { base } = meta.standing { commit.max(base) } else { commit };
+        // I4: what lies at or below its base is committed, also where no record of its own says so (a base is durable
+        // before the commit point is). A catch-up copies what comes after the base only. I10: so is what it ignored
+        // while it was caught up.
+        let commit = match meta.standing {
+            Standing::Member => commit,
+            Standing::Joining { base } | Standing::Candidate { base } | Standing::Stale { base } => commit.max(base),
+        };
         let role = match meta.standing {
             Standing::Member | Standing::Joining { .. } => {
                 tail.retain(|entry| entry.seq > commit);

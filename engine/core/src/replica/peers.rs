@@ -6,7 +6,7 @@
 use alloc::collections::BTreeMap;
 
 use crate::config::Config;
-use crate::ids::{NodeId, Seq};
+use crate::ids::{Epoch, NodeId, Seq};
 use crate::limits::{LEASE, PREPARE_DEADLINE};
 use crate::sabotage::{Invariant, breaks};
 use crate::time::Time;
@@ -33,6 +33,8 @@ pub(super) struct PeerState {
     pub(super) broken: bool,
     /// It promised a higher epoch and takes nothing in this one: not lost, the next epoch has it back.
     pub(super) sealed: bool,
+    /// The last epoch of this primary that it has obeyed.
+    pub(super) knows: Epoch,
     /// Its node is stopping on purpose.
     pub(super) leaving: bool,
 }
@@ -125,6 +127,7 @@ impl PeerState {
             asked: Time(0),
             broken: false,
             sealed: false,
+            knows: Epoch(0),
             leaving: false,
         }
     }

@@ -398,6 +398,9 @@ impl Replica {
     pub(super) fn on_ack(&mut self, now: Time, from: NodeId, said: Epoch, durable: Seq, effects: &mut Effects) {
         let last = self.log.last();
         let Role::Primary(primary) = &mut self.role else { return };
+        if let Some(peer) = primary.peers.0.get_mut(&from) {
+            peer.knows = crate::epoch::higher(peer.knows, said);
+        }
         // An acknowledgement of an earlier epoch of this same log says as much; of another log it is ignored.
         if !crate::epoch::log_is_behind(said, self.meta.log_epoch) && primary.peers.ack(from, durable.min(last), now) {
             self.primary_advance(now, effects);

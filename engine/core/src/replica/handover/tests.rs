@@ -374,3 +374,20 @@ fn all_stop_together_and_none_waits_for_the_others() {
         assert!(trio.node(node).may_stop(), "{node}");
     }
 }
+
+#[test]
+fn what_a_replica_left_out_has_committed_stays_committed_when_it_starts_again() {
+    let trio = Trio::new(&[A, B, C], 2);
+    let config = trio.record.config.clone();
+    let base = Seq(5);
+    for standing in [Standing::Stale { base }, Standing::Candidate { base }, Standing::Joining { base }] {
+        let meta = Meta { promised: config.epoch, log_epoch: config.epoch, config: config.clone(), standing };
+        // Its state says more than its log: the record of the commit point was still to come.
+        let recovered = Recovered { segment: SEGMENT, meta, commit: Seq(3), tail: vec![], damaged: false };
+        let mut replica = Replica::open(C, recovered, Span::seconds(1), Time(0), 1);
+        let mut effects = Effects::new();
+        replica.start(&mut effects);
+        let said: Vec<Effect> = effects.drain().collect();
+        assert_eq!(said[0], Effect::Commit(base), "I4: a catch-up copies only what comes after its base");
+    }
+}
