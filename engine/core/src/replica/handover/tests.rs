@@ -11,7 +11,7 @@ use crate::authority::proposals::{Proposal, Verdict, judge};
 use crate::authority::records::SegmentRecord;
 use crate::ids::{BlockIndex, Generation, Incarnation, RequestId, SegmentId, Seq, Session, VolumeId};
 use crate::limits::{LEASE, PROPOSAL_RETRY, SILENCE, TICK};
-use crate::message::{Decision, Op, Reply, ToAuthority};
+use crate::message::{self, Decision, Op, Reply, ToAuthority};
 use crate::record::{Blocks, Change, Meta, Recovered, Standing};
 use crate::replica::io::{Effect, Input, ReadPurpose};
 
@@ -119,8 +119,10 @@ impl Trio {
                 }
                 Effect::Reply { reply, .. } => self.replies.push((node, reply)),
                 Effect::Read { purpose, .. } => self.reads.push((node, purpose)),
-                Effect::Authority(ToAuthority::Propose { expected, config, promised }) => {
-                    self.propose(node, expected, &config, promised);
+                Effect::Authority(ToAuthority::Proposals(proposals)) => {
+                    for message::Proposal { expected, config, promised } in proposals {
+                        self.propose(node, expected, &config, promised);
+                    }
                 }
                 _ => {}
             }
