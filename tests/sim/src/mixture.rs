@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 
-use engine::device::memory::Disk;
 use engine_core::ids::NodeId;
 use engine_core::limits::DRIFT_PER_MILLE;
 use engine_core::random::Random;
@@ -64,8 +63,6 @@ faults! {
     DiskFull = "fault: write error (ENOSPC)", 1;
     /// The victim is gone for good; another node comes.
     DiskLost = "fault: disk lost", 1;
-    /// The victim's device is an older image of itself.
-    RolledBack = "fault: device rolled back", 1;
     BitRot = "fault: bit rot", 1;
     Unreadable = "fault: sector unreadable", 1;
     Misdirected = "fault: write misdirected", 1;
@@ -95,8 +92,6 @@ pub(crate) struct Mixture {
     kinds: Vec<Fault>,
     /// The node whose disk may lie.
     victim: NodeId,
-    /// What its disk was once.
-    image: Option<Disk>,
     /// Nodes that do not come back.
     gone: BTreeSet<NodeId>,
     extents: u64,
@@ -128,7 +123,7 @@ impl Mixture {
         }
         let all: Vec<NodeId> = w.places.keys().copied().collect();
         let victim = aim(w, random, &all).expect("a world has nodes");
-        Self { kinds, victim, image: None, gone: BTreeSet::new(), extents, made: 0 }
+        Self { kinds, victim, gone: BTreeSet::new(), extents, made: 0 }
     }
 
     /// Makes one fault, of the kinds that were drawn; sometimes brings back what is down instead.
@@ -235,7 +230,7 @@ impl Mixture {
             if w.places[&victim].process.is_none() {
                 return false;
             }
-            w.damage |= !matches!(fault, Fault::DiskLost | Fault::RolledBack);
+            w.damage |= fault != Fault::DiskLost;
         }
         let hangs = w.now + Span::millis(random.between(100, 8_000));
         let place = w.places.get_mut(&one).expect("a node");
@@ -246,15 +241,6 @@ impl Mixture {
             // As of a device that was made without its space: it fails now and goes on failing.
             Fault::DiskFull => place.disk.fail_writes_with(1000, 28),
             Fault::DiskLost => self.replace(w, victim),
-            Fault::RolledBack => {
-                let Some(image) = self.image.take() else {
-                    self.image = Some(w.places[&victim].disk.image());
-                    return false;
-                };
-                w.crash(victim, true);
-                w.roll_back(victim, &image);
-                self.start(w, victim);
-            }
             _ => {
                 let disk = w.places[&victim].disk.clone();
                 for _ in 0..random.between(1, 4) {
@@ -310,10 +296,7 @@ impl Mixture {
 impl Fault {
     /// Whether it may take away what a copy has promised to keep.
     const fn is_damage(self) -> bool {
-        matches!(
-            self,
-            Self::DiskLost | Self::RolledBack | Self::BitRot | Self::Unreadable | Self::Misdirected | Self::LostWrite
-        )
+        matches!(self, Self::DiskLost | Self::BitRot | Self::Unreadable | Self::Misdirected | Self::LostWrite)
     }
 }
 
