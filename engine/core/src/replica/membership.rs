@@ -418,6 +418,8 @@ impl Replica {
         let settled = |(config, _): &(Config, Time)| config.primary == self.node;
         let thinks = !primary.membership.proposal.as_ref().is_some_and(settled);
         let wanted = if thinks { self.wanted_config(now) } else { None };
+        // Being heard again is no input that matters by itself.
+        self.look |= self.doubts_another(now);
         let (own, expected) = (self.node, self.meta.config.epoch);
         let same = Config { epoch: expected.next(), ..self.meta.config.clone() };
         let Role::Primary(primary) = &mut self.role else { return };
@@ -439,12 +441,30 @@ impl Replica {
         effects.push(Effect::Authority(ToAuthority::Proposals(vec![proposal])));
     }
 
+    /// Whether a member that is not lost (yet) has been silent for longer than a beat and its answer take.
+    fn doubts_another(&self, now: Time) -> bool {
+        let Role::Primary(primary) = &self.role else { return false };
+        let silent = |peer: &PeerState| now.since(peer.heard) >= Span(2 * BEAT_EVERY.0);
+        primary
+            .peers
+            .0
+            .iter()
+            .any(|(node, peer)| peer.join.is_none() && silent(peer) && !peer.is_lost(self.is_refused(*node), now))
+    }
+
     /// The configuration this primary would like instead of the present one, if any.
     fn wanted_config(&self, now: Time) -> Option<Config> {
         let Role::Primary(primary) = &self.role else { return None };
         let config = &self.meta.config;
-        let lost =
-            |node: &NodeId| primary.peers.0.get(node).is_some_and(|peer| peer.is_lost(self.is_refused(*node), now));
+        // While another one may be just as silent, it is not they who are lost, perhaps, but this primary that is cut
+        // off: whom it left out now could not help the other to go on without it.
+        let unsure = self.doubts_another(now);
+        let lost = |node: &NodeId| {
+            primary.peers.0.get(node).is_some_and(|peer| {
+                let sure = peer.broken || self.is_refused(*node);
+                peer.is_lost(self.is_refused(*node), now) && (sure || !unsure)
+            })
+        };
         let broken = |node: &NodeId| self.is_up(*node) && primary.peers.0.get(node).is_some_and(|peer| peer.broken);
         let members: Vec<NodeId> = config.members.iter().copied().filter(|node| !lost(node)).collect();
         if members.len() == config.members.len()
