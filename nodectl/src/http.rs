@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use engine::authority::api::{
-    AttachVolume, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo, ResizeVolume, Status, VolumeInfo, VolumeMap,
+    AttachVolume, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo, RecoverVolume, ReleaseCopies,
+    ReplaceDevice, ResizeVolume, Status, VolumeInfo, VolumeMap,
 };
 use engine_core::ids::{Generation, NodeId};
 use serde::Serialize;
@@ -86,6 +87,21 @@ impl Api {
     /// `GET /v1/volumes/{name}/explain`.
     pub(crate) fn explain(&self, name: &str) -> Result<Explain, Failure> {
         self.get(&format!("volumes/{}/explain", checked(name)?))
+    }
+
+    /// `POST /v1/volumes/{name}/recover`.
+    pub(crate) fn recover(&self, name: &str, wanted: &RecoverVolume) -> Result<Consequences, Failure> {
+        self.post(&format!("volumes/{}/recover", checked(name)?), wanted, DEADLINE)
+    }
+
+    /// `POST /v1/nodes/{id}/replace-device`.
+    pub(crate) fn replace_device(&self, node: NodeId, wanted: &ReplaceDevice) -> Result<Consequences, Failure> {
+        self.post(&format!("nodes/{node}/replace-device"), wanted, CHANGE_DEADLINE)
+    }
+
+    /// `POST /v1/nodes/{id}/release`.
+    pub(crate) fn release(&self, node: NodeId, wanted: &ReleaseCopies) -> Result<Consequences, Failure> {
+        self.post(&format!("nodes/{node}/release"), wanted, CHANGE_DEADLINE)
     }
 
     /// `POST /v1/volumes`.

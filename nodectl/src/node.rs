@@ -1,13 +1,14 @@
 //! `nodectl node`: the nodes as the authority knows them.
 
 use clap::Subcommand;
-use engine::authority::api::NodeInfo;
+use engine::authority::api::{NodeInfo, ReleaseCopies, ReplaceDevice, SegmentName};
 use engine_core::ids::NodeId;
 
 use crate::Global;
 use crate::failure::Failure;
 use crate::output::Table;
 use crate::units;
+use crate::volume::consequences;
 
 /// Nodes.
 #[derive(Debug, Subcommand)]
@@ -19,6 +20,41 @@ pub(crate) enum Node {
         /// Such as n3.
         node: NodeId,
     },
+    /// Its device is gone for good: segments let go of it, the next device that comes is the node's own.
+    ReplaceDevice {
+        /// Such as n3.
+        node: NodeId,
+        /// A volume that may lose data by it; once for each.
+        #[arg(long, value_name = "VOLUME")]
+        lose: Vec<String>,
+        /// Only say what would happen.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Drop copies that are in quarantine on it (`node show` lists them).
+    Release {
+        /// Such as n3.
+        node: NodeId,
+        /// Only of this segment.
+        #[arg(long, value_name = "VOLUME/INDEX", value_parser = segment, required_unless_present = "all")]
+        segment: Option<SegmentName>,
+        /// Of every segment.
+        #[arg(long, conflicts_with = "segment")]
+        all: bool,
+        /// A volume that may lose data by it; once for each.
+        #[arg(long, value_name = "VOLUME")]
+        lose: Vec<String>,
+        /// Only say what would happen.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+fn segment(text: &str) -> Result<SegmentName, String> {
+    let parsed = text.rsplit_once('/').and_then(|(volume, index)| Some((volume, index.parse().ok()?)));
+    let (volume, index) =
+        parsed.ok_or_else(|| format!("`{text}` is not a segment: write VOLUME/INDEX, such as disk/3"))?;
+    Ok(SegmentName { volume: volume.to_owned(), index })
 }
 
 /// Runs one of them.
@@ -27,6 +63,14 @@ pub(crate) fn run(global: &Global, command: &Node) -> Result<(), Failure> {
     match command {
         Node::Ls => global.output.show(&api.nodes()?, |nodes| table(nodes)),
         Node::Show { node } => global.output.show(&api.node(*node)?, detail),
+        Node::ReplaceDevice { node, lose, dry_run } => {
+            let wanted = ReplaceDevice { lose: lose.clone(), dry_run: *dry_run };
+            global.output.show(&api.replace_device(*node, &wanted)?, consequences)
+        }
+        Node::Release { node, segment, all: _, lose, dry_run } => {
+            let wanted = ReleaseCopies { segment: segment.clone(), lose: lose.clone(), dry_run: *dry_run };
+            global.output.show(&api.release(*node, &wanted)?, consequences)
+        }
     }
 }
 
@@ -67,5 +111,16 @@ fn detail(node: &NodeInfo) -> String {
     row("shards", node.shards.to_string());
     row("copied in since start", units::size(node.copied_bytes));
     row("damaged blocks found", node.corrupt_blocks.to_string());
-    table.to_string()
+    if node.device_lost {
+        row("device", "gone for good; the next one that comes is its own".to_owned());
+    }
+    let mut text = table.to_string();
+    if !node.quarantine.is_empty() {
+        let mut kept = Table::new(["in quarantine", "why"]);
+        for copy in &node.quarantine {
+            kept.row([format!("{}/{}", copy.volume, copy.segment.index), copy.why.clone()]);
+        }
+        text.push_str(&format!("\n\n{kept}"));
+    }
+    text
 }

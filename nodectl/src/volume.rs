@@ -1,7 +1,8 @@
 //! `nodectl volume`: volumes, made, changed, explained and deleted. Attaching is in `attach`.
 
 use clap::Subcommand;
-use engine::authority::api::{CreateVolume, Explain, ExplainSegment, Spread, VolumeInfo};
+use engine::authority::api::{Consequences, CreateVolume, Explain, ExplainSegment, RecoverVolume, Spread, VolumeInfo};
+use engine_core::ids::NodeId;
 
 use crate::Global;
 use crate::attach;
@@ -48,6 +49,23 @@ pub(crate) enum Volume {
     Explain {
         /// Its name.
         name: String,
+    },
+    /// Go on from one copy of a segment where no safe way is left. Loses data: says what, and demands the volume's name.
+    Recover {
+        /// The volume's name.
+        name: String,
+        /// The segment's index, as in `explain`.
+        #[arg(long)]
+        segment: u32,
+        /// The node whose copy counts from now on.
+        #[arg(long)]
+        from: NodeId,
+        /// The volume's name again: what only other copies hold is lost.
+        #[arg(long, value_name = "NAME")]
+        lose: Option<String>,
+        /// Only say what would happen.
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -121,8 +139,29 @@ pub(crate) fn run(global: &Global, command: Volume) -> Result<(), Failure> {
         Volume::Detach { name } => {
             format.show(&api.detach(&name, None)?, |volume| format!("{} is detached", volume.name))
         }
+        Volume::Recover { name, segment, from, lose, dry_run } => {
+            let wanted = RecoverVolume { segment, from, lose, dry_run };
+            format.show(&api.recover(&name, &wanted)?, consequences)
+        }
         Volume::Explain { name } => format.show(&api.explain(&name)?, explain),
     }
+}
+
+/// What a destructive act did, or would do.
+pub(crate) fn consequences(consequences: &Consequences) -> String {
+    let mut text = if consequences.done { "done:".to_owned() } else { "nothing was done; it would:".to_owned() };
+    for line in &consequences.does {
+        text.push_str("\n  ");
+        text.push_str(line);
+    }
+    if !consequences.loses.is_empty() {
+        text.push_str(if consequences.done { "\nlost:" } else { "\nwould be lost:" });
+        for line in &consequences.loses {
+            text.push_str("\n  ");
+            text.push_str(line);
+        }
+    }
+    text
 }
 
 fn table(volumes: &[VolumeInfo]) -> String {
@@ -180,7 +219,7 @@ fn explain(explain: &Explain) -> String {
 }
 
 fn explain_segment(segment: &ExplainSegment) -> String {
-    let mut table = Table::new(["node", "zone", "role", "state", "copied"]);
+    let mut table = Table::new(["node", "zone", "role", "state", "copied", "holds"]);
     for replica in &segment.replicas {
         table.row([
             replica.node.to_string(),
@@ -190,6 +229,7 @@ fn explain_segment(segment: &ExplainSegment) -> String {
             replica.copied.map_or_else(String::new, |(copied, left)| {
                 format!("{} of {}", units::size(copied), units::size(copied + left))
             }),
+            replica.holds.clone().unwrap_or_default(),
         ]);
     }
     format!(

@@ -137,6 +137,10 @@ pub const PEER_BATCH_MAX: usize = 200;
 /// Segments a report lists one by one; the rest is in its counts.
 pub const REPORT_SEGMENTS_MAX: usize = 256;
 
+/// How far above what it knows to be committed a copy that is not trusted goes on when a person said that it counts: more
+/// writes than a segment ever has, so that no stamp of an interrupted copy is above; a few recoveries fit.
+pub const RECOVERY_GAP: u64 = 1 << 48;
+
 /// Operations one shard has in flight on its device; further ones wait in its queue, in order.
 pub const DEVICE_INFLIGHT: usize = 256;
 /// Bytes of the largest `persist`: a whole window adopted at once, with its overhead. A larger one is our mistake.

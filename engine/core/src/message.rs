@@ -369,6 +369,14 @@ pub struct ReplicaReport {
     pub incarnation: Incarnation,
     /// Epoch of the configuration it knows.
     pub epoch: Epoch,
+    /// Which log it has.
+    pub log_epoch: Epoch,
+    /// What it is by its own durable word.
+    pub standing: Standing,
+    /// Its commit point.
+    pub commit: Seq,
+    /// Last entry of its log.
+    pub last: Seq,
 }
 
 /// Progress of bringing one replica up to date on the reporting node.
@@ -403,6 +411,9 @@ pub struct Report {
     pub copied_bytes: u64,
     /// Blocks found damaged since the node started.
     pub corrupt_blocks: u64,
+    /// Replicas here that neither lead, nor hear a primary, nor are being caught up; at most
+    /// [`crate::limits::REPORT_SEGMENTS_MAX`].
+    pub stranded: Vec<ReplicaReport>,
 }
 
 /// Please install this configuration over `expected`.
@@ -586,5 +597,11 @@ pub enum FromAuthority {
         segment: SegmentId,
         /// Only this life of it.
         incarnation: Incarnation,
+    },
+    /// A person said that this replica counts from now on, in a new life of its segment, whatever is lost (I11);
+    /// answered by `Created` for that life.
+    Recover {
+        /// First configuration of the new life; this node is its only member.
+        config: Config,
     },
 }

@@ -13,12 +13,15 @@
 //! | `POST /v1/volumes/{name}/detach` [`DetachVolume`] | [`VolumeInfo`] |
 //! | `GET /v1/volumes/{name}/map` | [`VolumeMap`] |
 //! | `GET /v1/volumes/{name}/explain` | [`Explain`] |
+//! | `POST /v1/volumes/{name}/recover` [`RecoverVolume`] | [`Consequences`]; loses data, so it has to be named (I16) |
+//! | `POST /v1/nodes/{id}/replace-device` [`ReplaceDevice`], `.../release` [`ReleaseCopies`] | [`Consequences`] |
 //! | `GET /v1/openapi.json` | the OpenAPI document |
 //!
 //! Errors are [`ErrorBody`] with status 400 (`invalid`), 404 (`not_found`), 409 (`illegal_state`, `refused`),
 //! 503 (`unavailable`), 504 (`timeout`), 507 (`no_space`).
 
 pub use engine_core::authority::document::{
-    Address, AttachVolume, Cluster, CreateVolume, DetachVolume, ErrorBody, Explain, ExplainReplica, ExplainSegment,
-    Health, NodeInfo, RemirrorCounts, ResizeVolume, SegmentCounts, Spread, Status, VolumeInfo, VolumeMap,
+    Address, AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain, ExplainReplica,
+    ExplainSegment, Health, NodeInfo, Quarantined, RecoverVolume, ReleaseCopies, RemirrorCounts, ReplaceDevice,
+    ResizeVolume, SegmentCounts, SegmentName, Spread, Status, VolumeInfo, VolumeMap,
 };

@@ -18,8 +18,8 @@ use tokio::sync::oneshot;
 use utoipa::OpenApi;
 
 use super::api::{
-    AttachVolume, Cluster, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo, ResizeVolume, Status, VolumeInfo,
-    VolumeMap,
+    AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo, RecoverVolume,
+    ReleaseCopies, ReplaceDevice, ResizeVolume, Status, VolumeInfo, VolumeMap,
 };
 use super::desk::{Event, Outcome};
 use super::door::HttpDoor;
@@ -74,6 +74,9 @@ fn router(desk: Desk) -> Router {
         .route("/v1/volumes/{name}/detach", post(detach_volume))
         .route("/v1/volumes/{name}/map", get(volume_map))
         .route("/v1/volumes/{name}/explain", get(explain_volume))
+        .route("/v1/volumes/{name}/recover", post(recover_volume))
+        .route("/v1/nodes/{id}/replace-device", post(replace_device))
+        .route("/v1/nodes/{id}/release", post(release_copies))
         .route("/v1/openapi.json", get(openapi_json))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -98,6 +101,9 @@ fn router(desk: Desk) -> Router {
         detach_volume,
         volume_map,
         explain_volume,
+        recover_volume,
+        replace_device,
+        release_copies,
         openapi_json
     ),
     components(schemas(ErrorBody))
@@ -162,6 +168,7 @@ fn answer(outcome: Outcome) -> Handled {
         Answer::Volume(document) => json(ok, &document),
         Answer::Map(document) => json(ok, &document),
         Answer::Explain(document) => json(ok, &document),
+        Answer::Consequences(document) => json(ok, &document),
     })
 }
 
@@ -215,8 +222,47 @@ async fn nodes(State(desk): State<Desk>) -> Handled {
     responses((status = 200, body = NodeInfo), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody))
 )]
 async fn node(State(desk): State<Desk>, id: Name) -> Handled {
-    let id: NodeId = named(id)?.parse().map_err(|bad: engine_core::ids::BadNodeId| invalid(bad.to_string()))?;
-    answer(desk.ask(Call::Node(id)).await)
+    answer(desk.ask(Call::Node(node_id(id)?)).await)
+}
+
+fn node_id(id: Name) -> Result<NodeId, Failure> {
+    named(id)?.parse().map_err(|bad: engine_core::ids::BadNodeId| invalid(bad.to_string()))
+}
+
+/// A node's device is gone for good: segments let go of it, and the next device that comes is the node's own.
+#[utoipa::path(
+    post,
+    path = "/v1/nodes/{id}/replace-device",
+    params(("id" = String, Path, description = "such as n3")),
+    request_body = ReplaceDevice,
+    responses((status = 200, body = Consequences), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody))
+)]
+async fn replace_device(State(desk): State<Desk>, id: Name, body: Body) -> Handled {
+    answer(desk.ask(Call::ReplaceDevice(node_id(id)?, parse::<ReplaceDevice>(body)?)).await)
+}
+
+/// Drops copies in quarantine on a node.
+#[utoipa::path(
+    post,
+    path = "/v1/nodes/{id}/release",
+    params(("id" = String, Path, description = "such as n3")),
+    request_body = ReleaseCopies,
+    responses((status = 200, body = Consequences), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody))
+)]
+async fn release_copies(State(desk): State<Desk>, id: Name, body: Body) -> Handled {
+    answer(desk.ask(Call::Release(node_id(id)?, parse::<ReleaseCopies>(body)?)).await)
+}
+
+/// One copy of a segment counts from now on, in a new life; every other one starts from nothing.
+#[utoipa::path(
+    post,
+    path = "/v1/volumes/{name}/recover",
+    params(("name" = String, Path, description = "the volume's name")),
+    request_body = RecoverVolume,
+    responses((status = 200, body = Consequences), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody))
+)]
+async fn recover_volume(State(desk): State<Desk>, name: Name, body: Body) -> Handled {
+    answer(desk.ask(Call::Recover(named(name)?, parse::<RecoverVolume>(body)?)).await)
 }
 
 /// All volumes, those being deleted included.

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use engine_core::config::Config;
-use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, Epoch, NodeId, Revision};
+use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, Epoch, NodeId, Revision, Seq};
 use engine_core::message::{
     Decision, FromAuthority, Lane, NodeAddress, Proposal, Registration, ReplicaReport, ToAuthority,
 };
+use engine_core::record::Standing;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -342,7 +343,15 @@ async fn a_replica_nobody_knows_is_kept_and_an_older_authority_freezes() {
     let older = Running::start(&second).await;
     let node = Registration { revision: Revision(revision), ..registration(1) };
     let mut node = FakeNode::connect_as(&older, node).await.welcomed().await;
-    let held = ReplicaReport { segment: config.segment, incarnation: config.incarnation, epoch: Epoch(1) };
+    let held = ReplicaReport {
+        segment: config.segment,
+        incarnation: config.incarnation,
+        epoch: Epoch(1),
+        log_epoch: Epoch(1),
+        standing: Standing::Member,
+        commit: Seq(0),
+        last: Seq(0),
+    };
     node.say(ToAuthority::Replicas { part: vec![held], last: true });
     // An answer to a later message proves that nothing was said about the replica.
     assert_eq!(
@@ -436,13 +445,16 @@ async fn the_openapi_document_lists_every_path() {
         ("/v1/volumes/{name}/detach", "post"),
         ("/v1/volumes/{name}/map", "get"),
         ("/v1/volumes/{name}/explain", "get"),
+        ("/v1/volumes/{name}/recover", "post"),
+        ("/v1/nodes/{id}/replace-device", "post"),
+        ("/v1/nodes/{id}/release", "post"),
         ("/v1/openapi.json", "get"),
     ] {
         for method in methods.split(' ') {
             assert!(paths[path].get(method).is_some(), "{method} {path}");
         }
     }
-    assert_eq!(paths.len(), 12);
+    assert_eq!(paths.len(), 15);
     let schemas = document["components"]["schemas"].as_object().unwrap();
     for name in ["Status", "VolumeInfo", "VolumeMap", "Config", "Layout", "Explain", "ErrorBody", "CreateVolume"] {
         assert!(schemas.contains_key(name), "{name}");

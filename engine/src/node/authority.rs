@@ -204,7 +204,7 @@ impl Session {
 
     async fn pass_on(&self, said: FromAuthority) {
         let segment = match &said {
-            FromAuthority::Create { config } => config.segment,
+            FromAuthority::Create { config } | FromAuthority::Recover { config } => config.segment,
             FromAuthority::Reserve { segment, .. }
             | FromAuthority::Granted { segment, .. }
             | FromAuthority::Fence { segment, .. }

@@ -240,7 +240,7 @@ impl Process {
     }
 
     /// The regular report.
-    pub(crate) fn report(&self) -> Report {
-        quay::report(&[self.quay.figures()])
+    pub(crate) fn report(&self, now: Time) -> Report {
+        quay::report(&[self.quay.figures(now)])
     }
 }

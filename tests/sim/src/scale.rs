@@ -270,7 +270,7 @@ impl World {
             }
             Event::Report(id) => {
                 let Some(node) = self.nodes.get(&id) else { return };
-                let report = quay::report(&[node.quay.figures()]);
+                let report = quay::report(&[node.quay.figures(self.now)]);
                 self.after(DELAY, Event::ToAuthority(id, ToAuthority::Report(report)));
                 self.after(REPORT_EVERY, Event::Report(id));
             }

@@ -83,7 +83,7 @@ impl World {
             return;
         }
         if let (Some(process), None) = (&place.process, &place.paused) {
-            let message = ToAuthority::Report(process.report());
+            let message = ToAuthority::Report(process.report(self.now));
             let at = self.seat_hears();
             self.at(at, Event::ToAuthority { session, message });
         }

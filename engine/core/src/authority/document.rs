@@ -136,6 +136,12 @@ pub struct NodeInfo {
     pub copied_bytes: u64,
     /// Blocks found damaged since the node started.
     pub corrupt_blocks: u64,
+    /// Whether its device was declared gone for good.
+    #[serde(default)]
+    pub device_lost: bool,
+    /// Copies kept although their segments go on without them; only where one node is asked for.
+    #[serde(default)]
+    pub quarantine: Vec<Quarantined>,
 }
 
 /// Failure domain that copies of a segment are spread over.
@@ -283,6 +289,9 @@ pub struct ExplainReplica {
     pub up: bool,
     /// Copy progress, if one runs: bytes in, bytes left.
     pub copied: Option<(u64, u64)>,
+    /// What it holds, in words; only where the segment does not serve reads and writes.
+    #[serde(default)]
+    pub holds: Option<String>,
 }
 
 /// One segment in an explanation.
@@ -311,4 +320,85 @@ pub struct Explain {
     pub volume: VolumeInfo,
     /// Segment by segment; those in trouble first.
     pub segments: Vec<ExplainSegment>,
+}
+
+/// `POST /v1/volumes/{name}/recover`: one copy counts from now on, whatever is lost (I11).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RecoverVolume {
+    /// Index of the segment.
+    pub segment: u32,
+    /// Whose copy counts.
+    pub from: NodeId,
+    /// The volume's name: without it nothing is done, and the answer says what would be lost.
+    #[serde(default)]
+    pub lose: Option<String>,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// `POST /v1/nodes/{id}/replace-device`: the node's device is gone for good.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReplaceDevice {
+    /// Names of the volumes that may lose data by it.
+    #[serde(default)]
+    pub lose: Vec<String>,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// One segment, as people write it: `volume/3`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SegmentName {
+    /// Name of its volume.
+    pub volume: String,
+    /// Index in it.
+    pub index: u32,
+}
+
+/// `POST /v1/nodes/{id}/release`: copies in quarantine on the node are dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReleaseCopies {
+    /// Only of this segment; absent: of all.
+    #[serde(default)]
+    pub segment: Option<SegmentName>,
+    /// Names of the volumes that may lose data by it.
+    #[serde(default)]
+    pub lose: Vec<String>,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a destructive act did, or would do (I16).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Consequences {
+    /// Whether it was done.
+    pub done: bool,
+    /// What happens.
+    pub does: Vec<String>,
+    /// What is, or may be, lost.
+    pub loses: Vec<String>,
+}
+
+/// A copy that is kept although its segment goes on without it (R12).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Quarantined {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Name of its volume.
+    pub volume: String,
+    /// Why it is kept.
+    pub why: String,
 }

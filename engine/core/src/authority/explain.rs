@@ -54,11 +54,12 @@ impl Authority {
             condition: condition.name().into(),
             why,
             next,
-            replicas: config.holders().map(|node| self.explain_replica(now, config, node)).collect(),
+            replicas: config.holders().map(|node| self.explain_replica(now, condition, config, node)).collect(),
         }
     }
 
-    fn explain_replica(&self, now: Time, config: &Config, node: NodeId) -> ExplainReplica {
+    fn explain_replica(&self, now: Time, condition: Condition, config: &Config, node: NodeId) -> ExplainReplica {
+        let troubled = matches!(condition, Condition::Stuck | Condition::ReadOnly);
         let role = if node == config.primary {
             "primary"
         } else if config.is_member(node) {
@@ -78,6 +79,7 @@ impl Authority {
             role: role.into(),
             up: self.is_up(now, node),
             copied,
+            holds: troubled.then(|| self.holds(now, config, node)),
         }
     }
 
@@ -154,6 +156,16 @@ impl Authority {
 
     fn why_stuck(&self, now: Time, config: &Config) -> (String, String) {
         let primary = config.primary;
+        if !self.is_hopeful(now, config) {
+            let each: Vec<String> = config
+                .electable
+                .iter()
+                .map(|node| format!("{node} holds {}", self.holds(now, config, *node)))
+                .collect();
+            let why =
+                format!("nobody in touch holds every acknowledged write of {}: {}", config.epoch, each.join("; "));
+            return (why, self.way_out(now, config));
+        }
         if self.is_reachable(now, primary) {
             let why = format!("{primary} leads {} and reports that it does not serve yet", config.epoch);
             return (

@@ -8,7 +8,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::document::{
-    AttachVolume, Cluster, CreateVolume, DetachVolume, Explain, NodeInfo, ResizeVolume, Status, VolumeInfo, VolumeMap,
+    AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, Explain, NodeInfo, RecoverVolume, ReleaseCopies,
+    ReplaceDevice, ResizeVolume, Status, VolumeInfo, VolumeMap,
 };
 use super::records::RecordChange;
 use crate::ids::{BootId, NodeId};
@@ -83,6 +84,12 @@ pub enum Call {
     Map(String),
     /// Why a volume is as it is.
     Explain(String),
+    /// One copy of a segment counts, whatever is lost.
+    Recover(String, RecoverVolume),
+    /// A node's device is gone for good.
+    ReplaceDevice(NodeId, ReplaceDevice),
+    /// Copies in quarantine are dropped.
+    Release(NodeId, ReleaseCopies),
 }
 
 /// A good answer.
@@ -104,6 +111,8 @@ pub enum Answer {
     Map(Box<VolumeMap>),
     /// To `Explain`.
     Explain(Box<Explain>),
+    /// To `Recover`, `ReplaceDevice`, `Release`.
+    Consequences(Box<Consequences>),
 }
 
 /// What kind of no it is. Each leads the caller to do something else.

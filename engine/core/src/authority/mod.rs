@@ -15,26 +15,29 @@ pub mod records;
 pub mod status;
 
 mod attach;
+mod devices;
 mod explain;
 mod permits;
+mod recover;
 mod registry;
 mod release;
 mod volumes;
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
 use self::attach::Fencing;
+use self::document::NodeInfo;
 use self::io::{Answer, Call, CallError, CallId, Effects, ErrorCode, Input, SessionRef};
 use self::permits::Permits;
 use self::records::{Books, RestoreError, StoredRecord};
 use self::registry::Presence;
 use self::volumes::Building;
-use crate::ids::{ClusterId, NodeId, Revision, VolumeId};
+use crate::ids::{ClusterId, NodeId, Revision, SegmentId, VolumeId};
 use crate::message::Settings;
 use crate::time::{Span, Time};
 
@@ -88,6 +91,8 @@ pub struct Authority {
     fencing: BTreeMap<VolumeId, Fencing>,
     building: BTreeMap<VolumeId, Building>,
     frozen: Option<Frozen>,
+    /// Segments whose copy that counts has not confirmed it yet.
+    recovering: BTreeSet<SegmentId>,
     settings: Settings,
     seed: u64,
     accept_older: bool,
@@ -103,6 +108,7 @@ impl Authority {
     pub fn restore(records: Vec<StoredRecord>, setup: &Setup) -> Result<Self, RestoreError> {
         let books = if records.is_empty() { Books::found(setup.cluster) } else { Books::restore(records)? };
         let presence = books.nodes().keys().map(|node| (*node, Presence::unheard(setup.now))).collect();
+        let recovering = books.segments().iter().filter(|(_, r)| r.recovering).map(|(segment, _)| *segment).collect();
         let mut authority = Self {
             books,
             presence,
@@ -111,6 +117,7 @@ impl Authority {
             fencing: BTreeMap::new(),
             building: BTreeMap::new(),
             frozen: None,
+            recovering,
             settings: Settings { grace: setup.grace },
             seed: setup.seed,
             accept_older: setup.accept_older,
@@ -165,6 +172,9 @@ impl Authority {
             Call::Resize(name, request) => self.on_resize(now, call, &name, &request, effects),
             Call::Attach(name, request) => self.on_attach(now, call, &name, &request, effects),
             Call::Detach(name, request) => self.on_detach(now, call, &name, &request, effects),
+            Call::Recover(name, request) => self.on_recover(now, call, &name, &request, effects),
+            Call::ReplaceDevice(node, request) => self.on_replace_device(now, call, node, &request, effects),
+            Call::Release(node, request) => self.on_release_copies(now, call, node, &request, effects),
             question => effects.answer(call, self.look_up(now, &question)),
         }
     }
@@ -177,7 +187,7 @@ impl Authority {
                 Ok(Answer::Nodes(self.books.nodes().keys().filter_map(|node| self.node_info(now, *node)).collect()))
             }
             Call::Node(id) => match self.node_info(now, *id) {
-                Some(info) => Ok(Answer::Node(Box::new(info))),
+                Some(info) => Ok(Answer::Node(Box::new(NodeInfo { quarantine: self.quarantine(now, *id), ..info }))),
                 None => {
                     Err(CallError::new(ErrorCode::NotFound, format!("there is no node {id}")).next("nodectl node ls"))
                 }
@@ -188,9 +198,7 @@ impl Authority {
             Call::Volume(name) => Ok(Answer::Volume(Box::new(self.volume_info(now, self.find_volume(name)?)))),
             Call::Map(name) => Ok(Answer::Map(Box::new(self.volume_map(self.ready_volume(name)?)))),
             Call::Explain(name) => Ok(Answer::Explain(Box::new(self.explain(now, self.find_volume(name)?)))),
-            Call::Create(_) | Call::Delete(_) | Call::Resize(..) | Call::Attach(..) | Call::Detach(..) => {
-                unreachable!("handled by on_call")
-            }
+            _ => unreachable!("handled by on_call"),
         }
     }
 
@@ -219,7 +227,17 @@ impl Frozen {
 impl Call {
     /// Whether it asks for a change rather than a look.
     const fn changes(&self) -> bool {
-        matches!(self, Self::Create(_) | Self::Delete(_) | Self::Resize(..) | Self::Attach(..) | Self::Detach(..))
+        !matches!(
+            self,
+            Self::Status
+                | Self::Cluster
+                | Self::Nodes
+                | Self::Node(_)
+                | Self::Volumes
+                | Self::Volume(_)
+                | Self::Map(_)
+                | Self::Explain(_)
+        )
     }
 }
 

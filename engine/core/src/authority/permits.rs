@@ -19,7 +19,7 @@ use crate::limits::{
     PARKED_MAX, PERMIT_ASKS_MAX, PERMIT_LOOKS_MAX, PERMIT_TTL, PERMITS_PER_SOURCE, PERMITS_PER_TARGET,
     PERMITS_PER_ZONE, RESERVE_WAIT,
 };
-use crate::message::{FromAuthority, PermitAsk};
+use crate::message::{Decision, FromAuthority, PermitAsk};
 use crate::random::mix;
 use crate::time::Time;
 
@@ -152,6 +152,11 @@ impl Authority {
         let Some(record) = self.books.segments().get(&segment) else { return };
         let config = &record.config;
         let right = config.primary == source && config.epoch == epoch && config.missing() > 0;
+        if config.primary == source && config.epoch != epoch {
+            // It has not heard of what was changed by hand.
+            let known = Config { generation: self.books.volumes()[&segment.volume].generation, ..config.clone() };
+            return effects.send(source, FromAuthority::Decisions(alloc::vec![Decision::Conflict(known)]));
+        }
         if self.frozen.is_some() || !right {
             return;
         }

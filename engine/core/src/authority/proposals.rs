@@ -194,7 +194,7 @@ fn install(proposal: &Proposal<'_>) -> Verdict {
         generation: proposal.generation,
         ..current.clone()
     };
-    Verdict::Install(SegmentRecord { config, fresh }, released)
+    Verdict::Install(SegmentRecord { config, fresh, recovering: false }, released)
 }
 
 impl Authority {
@@ -262,6 +262,7 @@ impl Authority {
                     self.release(node, &config, effects);
                 }
                 self.permit_follows(now, &config, effects);
+                self.note_members(&config);
                 Decision::Installed(config)
             }
         }

@@ -109,6 +109,9 @@ pub struct NodeRecord {
     pub shards: u16,
     /// Its device; another one under the same id is refused.
     pub device: DeviceId,
+    /// A person said that this device is gone for good: the next one that comes takes its place.
+    #[serde(default)]
+    pub device_lost: bool,
     /// Highest boot counter seen (I9).
     pub boot: BootCount,
     /// The run of the process that brought it.
@@ -165,6 +168,9 @@ pub struct SegmentRecord {
     pub config: Config,
     /// Candidates that never were members: when given up they are released, not kept as former members.
     pub fresh: Vec<NodeId>,
+    /// A person said that its only member's copy counts, in a new life; that node has not confirmed it yet (I11).
+    #[serde(default)]
+    pub recovering: bool,
 }
 
 /// A replica to be dropped.

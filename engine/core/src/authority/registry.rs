@@ -3,7 +3,7 @@
 //! A node's record is durable; its session, its reports and when it was heard last are not. After a start, every
 //! registered node counts as heard at the start: nobody is written off before he had time to come (R26).
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -13,9 +13,9 @@ use super::records::NodeRecord;
 use super::{Authority, Frozen, volumes};
 use crate::ids::{BootCount, BootId, Incarnation, NodeId, Revision, SegmentId};
 use crate::limits::{
-    ADDRESS_BYTES_MAX, NODE_SILENCE, NODES_MAX, REPORT_EVERY, REVISION_EVERY, SESSION_GRACE, SHARDS_MAX,
+    ADDRESS_BYTES_MAX, NODE_SILENCE, NODES_MAX, REPORT_EVERY, REVISION_EVERY, SEGMENTS_MAX, SESSION_GRACE, SHARDS_MAX,
 };
-use crate::message::{FromAuthority, NodeAddress, Registration, Report, ToAuthority};
+use crate::message::{FromAuthority, NodeAddress, Registration, ReplicaReport, Report, ToAuthority};
 use crate::sabotage::{Invariant, breaks};
 use crate::time::{Span, Time};
 
@@ -38,6 +38,10 @@ pub(super) struct Presence {
     pub(super) releasing: BTreeSet<(SegmentId, Incarnation)>,
     /// When they were said last.
     pub(super) released_at: Time,
+    /// What it holds, as it said when it registered and since.
+    pub(super) facts: BTreeMap<SegmentId, ReplicaReport>,
+    /// Whether it has said all it holds.
+    pub(super) listed: bool,
     /// The revision it was told last, and when.
     told: (Revision, Time),
 }
@@ -62,6 +66,8 @@ impl Presence {
             rate: 0,
             releasing: BTreeSet::new(),
             released_at: now,
+            facts: BTreeMap::new(),
+            listed: false,
             told: (Revision(0), now),
         }
     }
@@ -127,6 +133,8 @@ impl Authority {
         presence.heard = now;
         presence.known = true;
         presence.releasing.clear();
+        presence.facts.clear();
+        presence.listed = false;
         self.sessions.insert(session, node);
 
         effects.push(Effect::Accept { session, node });
@@ -143,6 +151,7 @@ impl Authority {
         }
         if self.frozen.is_none() {
             self.create_again(node, effects);
+            self.say_recoveries(node, effects);
             self.pump_releases(now, node, effects);
             self.permits.look_again();
         }
@@ -170,9 +179,15 @@ impl Authority {
         match self.books.nodes().get(node) {
             None if self.books.nodes().len() >= NODES_MAX => Err(format!("there are {NODES_MAX} nodes already")),
             None => Ok(Trust::Whole),
+            Some(known) if known.device != registration.device && known.device_lost => Ok(Trust::Whole),
             Some(known) if known.device != registration.device => Err(format!(
-                "{node} is registered with device {}, this is device {}: give the new device a node id of its own",
+                "{node} is registered with device {}, this is device {}. If the old one is gone for good: nodectl node \
+                 replace-device {node}, then start this node again; if not, give this device a node id of its own",
                 known.device, registration.device
+            )),
+            Some(known) if known.device_lost => Err(format!(
+                "device {} of {node} was declared gone for good; what it holds is not needed. Wipe it, or use another",
+                known.device
             )),
             // The same boot may come again over a new connection; another boot must have counted up (I9).
             Some(known) if registration.boot > known.boot => Ok(Trust::Whole),
@@ -239,6 +254,7 @@ impl Authority {
             replication,
             shards,
             device: registration.device,
+            device_lost: false,
             boot: registration.boot,
             boot_id: boot,
             capacity: registration.capacity,
@@ -292,8 +308,17 @@ impl Authority {
         }
         match message {
             ToAuthority::Register(_) => effects.log(format!("{node} registers twice in one session; ignored")),
-            ToAuthority::Replicas { part, .. } => self.on_replicas(node, &part, effects),
-            ToAuthority::Report(report) => self.on_report(now, node, report),
+            ToAuthority::Replicas { part, last } => {
+                self.learn_facts(node, &part);
+                if let Some(presence) = self.presence.get_mut(&node) {
+                    presence.listed |= last;
+                }
+                self.on_replicas(node, &part, effects);
+            }
+            ToAuthority::Report(report) => {
+                self.learn_facts(node, &report.stranded);
+                self.on_report(now, node, report);
+            }
             ToAuthority::Proposals(proposals) => self.on_proposals(now, node, &proposals, effects),
             ToAuthority::PermitAsks(asks) => self.on_permit_asks(now, node, &asks, effects),
             ToAuthority::PermitEnd { segment, permit } => self.on_permit_end(node, segment, permit, effects),
@@ -308,6 +333,15 @@ impl Authority {
             }
             ToAuthority::Released { segment, incarnation } => {
                 self.on_released(now, node, segment, incarnation, effects);
+            }
+        }
+    }
+
+    fn learn_facts(&mut self, node: NodeId, said: &[ReplicaReport]) {
+        let Some(presence) = self.presence.get_mut(&node) else { return };
+        for facts in said {
+            if presence.facts.len() < SEGMENTS_MAX || presence.facts.contains_key(&facts.segment) {
+                presence.facts.insert(facts.segment, facts.clone());
             }
         }
     }

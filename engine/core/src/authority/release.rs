@@ -52,6 +52,7 @@ impl Authority {
             if let Some(presence) = self.presence.get_mut(&node) {
                 presence.releasing.clear();
             }
+            self.say_recoveries(node, effects);
             self.pump_releases(now, node, effects);
         }
     }
@@ -66,6 +67,7 @@ impl Authority {
     ) {
         if let Some(presence) = self.presence.get_mut(&node) {
             presence.releasing.remove(&(segment, life));
+            presence.facts.remove(&segment);
         }
         if self.frozen.is_some() || !self.books.releases().contains_key(&(node, segment, life)) {
             return;
@@ -102,6 +104,10 @@ impl Authority {
                 continue;
             };
             let config = &record.config;
+            // The copy that a new life begins with is of the old one until it confirms.
+            if record.recovering && config.is_member(node) {
+                continue;
+            }
             let older = incarnation < config.incarnation;
             let unneeded = config.missing() == 0
                 && incarnation == config.incarnation

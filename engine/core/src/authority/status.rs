@@ -2,13 +2,15 @@
 
 use alloc::collections::BTreeSet;
 use alloc::string::ToString;
+use alloc::vec::Vec;
 
 use super::Authority;
 use super::document::{Address, Cluster, Health, NodeInfo, RemirrorCounts, SegmentCounts, Status, VolumeInfo};
 use super::records::{SegmentRecord, VolumeState};
+use super::recover::Holding;
 use crate::ids::{NodeId, SegmentId, VolumeId};
 use crate::limits::EXTENT_SIZE;
-use crate::message::NodeAddress;
+use crate::message::{NodeAddress, Report};
 use crate::time::Time;
 
 /// In what condition a segment is.
@@ -48,8 +50,14 @@ impl Authority {
     /// In what condition a segment is.
     pub(super) fn condition(&self, now: Time, segment: SegmentId, record: &SegmentRecord) -> Condition {
         let config = &record.config;
+        let stands_still = |report: &Report| {
+            report.not_serving.contains(&segment) || report.stranded.iter().any(|facts| facts.segment == segment)
+        };
+        let holds_nothing = matches!(self.holding(now, config, config.primary), Holding::Nothing);
         let leads = self.is_reachable(now, config.primary)
-            && self.presence.get(&config.primary).is_none_or(|primary| !primary.report.not_serving.contains(&segment));
+            && !record.recovering
+            && !holds_nothing
+            && self.presence.get(&config.primary).is_none_or(|primary| !stands_still(&primary.report));
         if !leads {
             Condition::Stuck
         } else if !config.may_commit() {
@@ -140,6 +148,8 @@ impl Authority {
             silent_ms: presence.silence(now).as_millis(),
             copied_bytes: presence.report.copied_bytes,
             corrupt_blocks: presence.report.corrupt_blocks,
+            device_lost: record.device_lost,
+            quarantine: Vec::new(),
         })
     }
 

@@ -246,7 +246,7 @@ impl Authority {
         for config in configs {
             let segment = config.segment;
             building.waiting.extend(config.members.iter().map(|node| ((*node, segment), false)));
-            self.books.set_segment(segment, Some(SegmentRecord { config, fresh: Vec::new() }));
+            self.books.set_segment(segment, Some(SegmentRecord { config, fresh: Vec::new(), recovering: false }));
         }
         self.building.insert(id, building);
         self.pump_creates(id, effects);
@@ -319,6 +319,9 @@ impl Authority {
         effects: &mut Effects,
     ) {
         let id = segment.volume;
+        if self.on_recovered(node, segment, life, &result, effects) {
+            return;
+        }
         let current = self.books.segments().get(&segment).is_some_and(|record| record.config.incarnation == life);
         let Some(building) = self.building.get_mut(&id).filter(|_| current) else { return };
         match result {
@@ -333,7 +336,11 @@ impl Authority {
                     *asked = asked.saturating_sub(1);
                     *asked
                 });
-                if building.waiting.is_empty() {
+                let last = building.waiting.is_empty();
+                if let Some(config) = self.books.segments().get(&segment).map(|record| record.config.clone()) {
+                    self.note_members(&config);
+                }
+                if last {
                     self.built(now, id, effects);
                 } else if left <= CREATES_INFLIGHT / 2 {
                     // Not for every one: what is left is thousands.

@@ -160,6 +160,7 @@ impl Replica {
         self.adopt_config(config);
         let goes_on = !stops && matches!(&self.role, Role::Candidate(c) if c.primary == primary && c.common == common);
         if !goes_on {
+            self.salvage = alloc::vec::Vec::new();
             self.lose_membership();
             let base = self.base();
             self.meta.standing = Standing::Candidate { base };

@@ -91,6 +91,8 @@ pub enum Input {
         /// First extent of the next page; `None` is the end.
         next: Option<ExtentIndex>,
     },
+    /// A person said that this copy counts from now on, in a new life of the segment, whatever is lost (I11).
+    Recover(Config),
     /// The store can no longer write for this segment: its state is unknown (DESIGN 6). The replica serves nothing more.
     StoreFailed,
     /// The node stops on purpose: hand over what is led, leave what is held ([`crate::replica::Replica::may_stop`]).
@@ -113,6 +115,8 @@ pub enum Durable {
     Promise(crate::ids::Epoch),
     /// As new primary: the configuration begun, log included.
     Begun(crate::ids::Epoch),
+    /// As the only copy of a new life: that it is.
+    Recovered(crate::ids::Incarnation),
     /// As candidate: this extent.
     Copied(ExtentIndex, Seq),
     /// As candidate: standing `Joining`.

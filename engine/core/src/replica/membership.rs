@@ -97,7 +97,7 @@ impl Replica {
         let permit = plans.missing_since.filter(|_| primary.is_resolved() && plans.permit.is_none());
         let permit = permit.map(|since| {
             let pause = plans.asked_at.map_or(Time(0), |at| at + ASK_AGAIN);
-            pause.max(since + self.grace)
+            pause.max(since + self.patience_for_former())
         });
         let timers = [Some(plans.beat_at), ask, invite, permit, self.reconsiders_at(primary)];
         timers.into_iter().flatten().min().unwrap_or(plans.beat_at)
@@ -352,13 +352,20 @@ impl Replica {
         }
     }
 
+    /// How long to wait for somebody to come back: not at all where nobody is left who could.
+    fn patience_for_former(&self) -> Span {
+        let config = &self.meta.config;
+        let hopeful = config.holders().any(|node| !config.is_member(node) && !config.is_candidate(node));
+        if hopeful { self.grace } else { Span::ZERO }
+    }
+
     /// Nobody came back within the grace time: ask for leave to search (DESIGN 7).
     fn ask_permit(&mut self, now: Time, effects: &mut Effects) {
         let config = &self.meta.config;
         let (segment, epoch) = (self.segment, config.epoch);
         let members = u8::try_from(config.members.len()).unwrap_or(u8::MAX);
         let searching = config.missing() > config.candidates.len();
-        let grace = self.grace;
+        let grace = self.patience_for_former();
         let Role::Primary(primary) = &mut self.role else { return };
         let plans = &mut primary.membership;
         if !searching {
@@ -515,9 +522,17 @@ impl Replica {
         let proposed = primary.membership.proposal.take().map(|(config, _)| config);
         let is_own =
             |config: &Config| config.primary == self.node && proposed.as_ref().is_some_and(|p| is_like(p, config));
+        // The authority itself took somebody out who is no member: the same primary, members and log go on. An election
+        // of this very node would have needed its promise, and it would not lead any more.
+        let now_at = &self.meta.config;
+        let amended = |config: &Config| {
+            epoch::is_current(config.epoch, &Config { epoch: now_at.epoch.next(), ..now_at.clone() })
+                && config.primary == self.node
+                && config.members == now_at.members
+        };
         match decision {
             // A conflict with the own proposal: the first answer was lost.
-            Decision::Installed(config) | Decision::Conflict(config) if is_own(&config) => {
+            Decision::Installed(config) | Decision::Conflict(config) if is_own(&config) || amended(&config) => {
                 self.go_on(now, config, effects);
             }
             Decision::Installed(config) | Decision::Conflict(config) => self.succeeded(now, config, effects),

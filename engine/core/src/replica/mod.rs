@@ -19,7 +19,7 @@ use crate::ids::{Epoch, NodeId, SegmentId, Seq};
 use crate::lease::Granted;
 use crate::message::{Decision, Op, Outcome, Peer, Refusal, Reply, Request};
 use crate::random::Random;
-use crate::record::{Meta, Record, Recovered, Standing};
+use crate::record::{Entry, Meta, Record, Recovered, Standing};
 use crate::sabotage::{Invariant, breaks};
 use crate::time::{Span, Time};
 
@@ -32,6 +32,7 @@ mod log;
 mod membership;
 mod peers;
 mod primary;
+mod recover;
 mod source;
 mod wake;
 
@@ -62,6 +63,8 @@ pub struct Replica {
     random: Random,
     /// Something happened that the next tick has to think over (`wake`).
     look: bool,
+    /// What is whole of a damaged log: only a person may say that it counts (`recover`).
+    salvage: Vec<Entry>,
 }
 
 /// What is known of the live connection to a peer. Absent: nothing yet.
@@ -93,7 +96,11 @@ impl Replica {
     pub fn open(node: NodeId, recovered: Recovered, grace: Span, now: Time, seed: u64) -> Self {
         let Recovered { segment, mut meta, commit, mut tail, damaged } = recovered;
         // I9: less than it may have acknowledged; everything is compared stamp by stamp.
+        let mut salvage = Vec::new();
         if damaged {
+            if matches!(meta.standing, Standing::Member) {
+                salvage = tail.iter().filter(|entry| entry.seq > commit).cloned().collect();
+            }
             meta.standing = Standing::Stale { base: Seq(0) };
         }
         // I4: what lies at or below its base is committed, also where no record of its own says so (a base is durable
@@ -137,6 +144,7 @@ impl Replica {
             grace,
             random,
             look,
+            salvage,
         }
     }
 
@@ -167,6 +175,7 @@ impl Replica {
             Input::Allocation { purpose, runs } => self.on_allocation(now, purpose, runs, effects),
             Input::Extent { to, extent, copy } => self.on_extent(to, extent, copy, effects),
             Input::Listed { purpose, from, listed, next } => self.on_listed(now, purpose, from, listed, next, effects),
+            Input::Recover(config) => self.on_recover(config, effects),
             Input::StoreFailed => self.role = Role::Failed,
             Input::Stopping => self.on_stopping(now, effects),
             Input::Stopped => self.on_stopped(effects),
@@ -287,6 +296,7 @@ impl Replica {
             Durable::Begun(epoch) => self.on_begun(now, epoch, effects),
             Durable::Copied(extent, stamp) => self.on_copied(now, extent, stamp, effects),
             Durable::Joining { first, .. } => self.on_joining(first, effects),
+            Durable::Recovered(life) => self.on_recovered(now, life, effects),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The authority's core: its rules by tables, its behaviour by stories, its safety by random proposals.
 #![allow(clippy::unwrap_used)]
 
+mod exits;
 mod proposals;
 mod stories;
 mod tables;

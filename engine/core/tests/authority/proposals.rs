@@ -57,7 +57,7 @@ fn first() -> SegmentRecord {
         min_copies: 2,
         extents: 512,
     };
-    SegmentRecord { config, fresh: Vec::new() }
+    SegmentRecord { config, fresh: Vec::new(), recovering: false }
 }
 
 fn chosen(bits: u8) -> Vec<NodeId> {

@@ -11,7 +11,7 @@ use engine_core::time::Span;
 use crate::world::{World, registration, wish};
 
 /// What the authority decides about `members` proposed over the current configuration.
-fn propose(w: &mut World, index: u32, from: NodeId, members: &[NodeId], candidates: &[NodeId]) -> Decision {
+pub(crate) fn propose(w: &mut World, index: u32, from: NodeId, members: &[NodeId], candidates: &[NodeId]) -> Decision {
     let current = w.segment(index);
     let promised = from != current.primary;
     let config = Config {

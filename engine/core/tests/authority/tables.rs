@@ -158,7 +158,7 @@ fn describe(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Conflict => "conflict".into(),
         Verdict::Denied(reason) => format!("denied {reason}"),
-        Verdict::Install(SegmentRecord { config, fresh }, released) => {
+        Verdict::Install(SegmentRecord { config, fresh, .. }, released) => {
             assert_eq!((config.epoch, config.generation), (Epoch(6), Generation(9)));
             let mut text = "installed".to_owned();
             let lists = [
@@ -185,7 +185,7 @@ fn proposals_are_judged_by_their_tables() {
     let mut wrong = Vec::new();
     for case in cases("election", "current", true) {
         let (now, asks, touch) = (case.pairs("current"), case.pairs("propose"), case.pairs("touch"));
-        let current = SegmentRecord { config: config(5, &now), fresh: now.nodes("fresh") };
+        let current = SegmentRecord { config: config(5, &now), fresh: now.nodes("fresh"), recovering: false };
         let touch: Vec<NodeId> = touch.0.keys().flat_map(|list| list.split(',')).map(|n| n.parse().unwrap()).collect();
         let verdict = judge(&Proposal {
             current: &current,

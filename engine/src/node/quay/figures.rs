@@ -3,6 +3,7 @@
 use engine_core::ids::SegmentId;
 use engine_core::limits::REPORT_SEGMENTS_MAX;
 use engine_core::message::{CopyReport, ReplicaReport, Report};
+use engine_core::time::Time;
 
 use super::{Quay, Wires};
 use crate::store::{Space, Store};
@@ -24,11 +25,13 @@ pub struct Figures {
     pub copied_bytes: u64,
     /// Blocks found damaged since the start.
     pub corrupt_blocks: u64,
+    /// Replicas that are nobody's; at most [`REPORT_SEGMENTS_MAX`].
+    pub stranded: Vec<ReplicaReport>,
 }
 
 impl<S: Store, W: Wires> Quay<S, W> {
     /// What a report says.
-    pub fn figures(&self) -> Figures {
+    pub fn figures(&self, now: Time) -> Figures {
         let mut figures = Figures {
             space: self.store.space(),
             corrupt_blocks: self.store.damaged_blocks(),
@@ -42,6 +45,9 @@ impl<S: Store, W: Wires> Quay<S, W> {
             } else if open.replica.should_serve() && figures.not_serving.len() < REPORT_SEGMENTS_MAX {
                 figures.not_serving.push(open.replica.segment());
             }
+            if figures.stranded.len() < REPORT_SEGMENTS_MAX && open.replica.is_stranded(now) {
+                figures.stranded.push(open.replica.facts());
+            }
             if let Some((full, copied, left)) = open.replica.copy_progress()
                 && figures.copies.len() < REPORT_SEGMENTS_MAX
             {
@@ -53,19 +59,17 @@ impl<S: Store, W: Wires> Quay<S, W> {
 
     /// Everything held durably, whether its machine is open yet or not.
     pub fn replicas(&self) -> Vec<ReplicaReport> {
-        let found = self.found.iter().map(|recovered| &recovered.meta.config);
-        let mut list: Vec<ReplicaReport> = found
-            .map(|config| ReplicaReport {
-                segment: config.segment,
-                incarnation: config.incarnation,
-                epoch: config.epoch,
-            })
-            .collect();
-        list.extend(self.machines().map(|open| ReplicaReport {
-            segment: open.replica.segment(),
-            incarnation: open.incarnation,
-            epoch: open.replica.config().epoch,
-        }));
+        let found = self.found.iter().map(|recovered| ReplicaReport {
+            segment: recovered.segment,
+            incarnation: recovered.meta.config.incarnation,
+            epoch: recovered.meta.config.epoch,
+            log_epoch: recovered.meta.log_epoch,
+            standing: recovered.meta.standing,
+            commit: recovered.commit,
+            last: recovered.tail.last().map_or(recovered.commit, |entry| entry.seq),
+        });
+        let mut list: Vec<ReplicaReport> = found.collect();
+        list.extend(self.machines().map(|open| open.replica.facts()));
         list
     }
 }
@@ -83,8 +87,10 @@ pub fn report(shards: &[Figures]) -> Report {
         report.copies.extend(shard.copies.iter().cloned());
         report.copied_bytes += shard.copied_bytes;
         report.corrupt_blocks += shard.corrupt_blocks;
+        report.stranded.extend(shard.stranded.iter().cloned());
     }
     report.not_serving.truncate(REPORT_SEGMENTS_MAX);
     report.copies.truncate(REPORT_SEGMENTS_MAX);
+    report.stranded.truncate(REPORT_SEGMENTS_MAX);
     report
 }

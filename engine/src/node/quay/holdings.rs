@@ -156,6 +156,19 @@ impl<S: Store, W: Wires> Quay<S, W> {
         self.store.persist(vec![Record::Drop { segment, incarnation }], ticket);
     }
 
+    /// A person said that the copy here counts, in a new life of its segment (I11).
+    pub(super) fn recover(&mut self, now: Time, config: Config) {
+        let (segment, incarnation) = (config.segment, config.incarnation);
+        let Some(Slot::Open(open)) = self.slots.get_mut(&segment) else {
+            let result = Err("there is no replica of it here".into());
+            return self.wires.authority(ToAuthority::Created { segment, incarnation, result });
+        };
+        tracing::warn!(%segment, %incarnation, "this copy is taken for whole from now on, as a person said");
+        // What is said in the old life is not listened to any more.
+        open.incarnation = open.incarnation.max(incarnation);
+        self.handle(now, segment, Input::Recover(config));
+    }
+
     pub(super) fn dropped(&mut self, segment: SegmentId, incarnation: Incarnation) {
         if matches!(self.slots.get(&segment), Some(Slot::Dropping)) {
             self.slots.remove(&segment);

@@ -322,6 +322,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
                     self.handle(now, decision.segment(), Input::Decided(decision));
                 }
             }
+            FromAuthority::Recover { config } => self.recover(now, config),
             FromAuthority::Registered { .. }
             | FromAuthority::Revision(_)
             | FromAuthority::RegisterRefused(_)

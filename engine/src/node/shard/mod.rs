@@ -122,7 +122,7 @@ impl<S: Store> Shard<S> {
             }
             Mail::Authority(said) => self.quay.authority_said(now, said),
             // Whoever asked may have stopped waiting.
-            Mail::Status(answer) => drop(answer.send(self.quay.figures())),
+            Mail::Status(answer) => drop(answer.send(self.quay.figures(now))),
             Mail::Replicas(answer) => drop(answer.send(self.quay.replicas())),
             Mail::Leave(_) | Mail::Stop(_) => debug_assert!(false, "the loop keeps this"),
         }

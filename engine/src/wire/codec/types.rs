@@ -181,9 +181,9 @@ fields! {
     Registration { address, zone, device, boot, capacity, revision }
     Proposal { expected, config, promised }
     PermitAsk { segment, epoch, members }
-    ReplicaReport { segment, incarnation, epoch }
+    ReplicaReport { segment, incarnation, epoch, log_epoch, standing, commit, last }
     CopyReport { segment, full, copied, left }
-    Report { booked, used, replicas, serving, not_serving, copies, copied_bytes, corrupt_blocks }
+    Report { booked, used, replicas, serving, not_serving, copies, copied_bytes, corrupt_blocks, stranded }
     Settings { grace }
     Hello { cluster, who }
     Welcome { cluster, node, boot, shards }
@@ -268,5 +268,6 @@ variants! {
         8 = Fence { segment, generation },
         9 = Release { segment, incarnation },
         10 = Revision(0: revision),
+        11 = Recover { config },
     }
 }

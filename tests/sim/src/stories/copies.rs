@@ -30,7 +30,7 @@ fn catch_up_copies_only_what_changed(seed: u64) {
     w.expect_done(Span::seconds(5));
     w.start(backup);
     expect_whole(&mut w, Span::seconds(10));
-    let copied = w.places[&backup].process.as_ref().expect("up").quay.figures().copied_bytes;
+    let copied = w.places[&backup].process.as_ref().expect("up").quay.figures(w.now).copied_bytes;
     // What was committed when it died and unknown to it may come as well: the last writes before.
     assert!(copied <= 4 * EXTENT_SIZE, "{copied} bytes for two changed extents");
     w.verify();
