@@ -47,10 +47,29 @@ fn volumes_and_nodes_come_as_the_api_says_them() {
     let node = json!({
         "id": "n3", "zone": "a", "state": "up", "primary_addr": "127.0.0.1:1", "replication_addr": "127.0.0.1:2",
         "capacity": 1, "booked": 1, "used": 1, "replicas": 1, "serving": 1, "shards": 1, "silent_ms": 1,
-        "copied_bytes": 0, "corrupt_blocks": 0
+        "copied_bytes": 0, "corrupt_blocks": 0, "device_lost": false, "quarantine": []
     });
     assert_eq!(shown(&node, &["node", "show", "n3"]), node);
     assert_eq!(shown(&json!([node]), &["node", "ls"]), json!([node]));
+}
+
+#[test]
+fn what_destroys_says_what_it_did_or_would_do() {
+    let said = json!({"done": false, "does": ["segment 1.0 goes on from n2"], "loses": ["n1 loses what it holds"]});
+    let recover = ["volume", "recover", "v", "--segment", "0", "--from", "n2", "--dry-run"];
+    assert_eq!(shown(&said, &recover), said);
+    assert_eq!(shown(&said, &["node", "replace-device", "n3", "--lose", "v"]), said);
+    assert_eq!(shown(&said, &["node", "release", "n3", "--segment", "v/3"]), said);
+    let url = stranger("200 OK", Some(said.to_string()));
+    let (stdout, _) = exits(0, &[&["--authority", &url][..], &recover].concat());
+    assert!(stdout.contains("nothing was done; it would:") && stdout.contains("would be lost:"), "{stdout}");
+
+    let error = json!({"code": "refused", "message": "this would lose data", "next": "nodectl volume recover"});
+    let url = stranger("409 Conflict", Some(error.to_string()));
+    let (_, stderr) = exits(4, &["--authority", &url, "node", "release", "n3", "--all"]);
+    assert!(stderr.contains("this would lose data") && stderr.contains("next: nodectl volume recover"), "{stderr}");
+    exits(2, &["--authority", &url, "node", "release", "n3"]);
+    exits(2, &["--authority", &url, "node", "release", "n3", "--segment", "v"]);
 }
 
 #[test]
