@@ -28,7 +28,7 @@ impl Replica {
         if config.incarnation <= own || config.members != [self.node] {
             return;
         }
-        self.step_down(effects);
+        self.step_down(None, effects);
         let mut records = vec![];
         let mut standing = Standing::Member;
         if !self.salvage.is_empty() {
