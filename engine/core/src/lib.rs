@@ -24,6 +24,7 @@ pub mod random;
 pub mod record;
 pub mod remirror;
 pub mod replica;
+pub mod report;
 pub mod sabotage;
 pub mod schedule;
 pub mod time;

@@ -8,11 +8,12 @@ use alloc::vec::Vec;
 
 use crate::config::Config;
 use crate::ids::{
-    BlockIndex, BootCount, DeviceId, Epoch, ExtentIndex, Generation, Incarnation, NodeId, PermitId, RequestId,
-    Revision, SegmentId, Seq, Session,
+    BlockIndex, BootCount, Epoch, ExtentIndex, Generation, Incarnation, NodeId, PermitId, RequestId, Revision,
+    SegmentId, Seq, Session,
 };
 use crate::limits::TEXT_BYTES_MAX;
 use crate::record::{Blocks, Change, Entry, ExtentCopy, Standing};
+pub use crate::report::{CopyReport, NodeAddress, Registration, ReplicaReport, Report};
 use crate::time::{Span, Time};
 
 /// Which connection of a node pair a message takes.
@@ -328,92 +329,6 @@ pub enum Refusal {
     Malformed,
     /// A block cannot be read: its checksum does not match and no member could repair it (I14).
     Corrupt(BlockIndex),
-}
-
-/// Where a node can be reached.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NodeAddress {
-    /// The node.
-    pub node: NodeId,
-    /// `host:port` on the primary network.
-    pub primary: String,
-    /// `host:port` on the replication network.
-    pub replication: String,
-    /// How many shards it has.
-    pub shards: u16,
-}
-
-/// Who a node says it is when it comes to the authority.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Registration {
-    /// Its addresses and id.
-    pub address: NodeAddress,
-    /// Its failure domain.
-    pub zone: String,
-    /// Its device.
-    pub device: DeviceId,
-    /// How often the device was opened (I9).
-    pub boot: BootCount,
-    /// Extents the device can hold.
-    pub capacity: u64,
-    /// Highest authority revision it has seen (I11).
-    pub revision: Revision,
-}
-
-/// One replica as a node reports it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ReplicaReport {
-    /// The segment.
-    pub segment: SegmentId,
-    /// Which life.
-    pub incarnation: Incarnation,
-    /// Epoch of the configuration it knows.
-    pub epoch: Epoch,
-    /// Which log it has.
-    pub log_epoch: Epoch,
-    /// What it is by its own durable word.
-    pub standing: Standing,
-    /// Its commit point.
-    pub commit: Seq,
-    /// Last entry of its log.
-    pub last: Seq,
-}
-
-/// Progress of bringing one replica up to date on the reporting node.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CopyReport {
-    /// The segment.
-    pub segment: SegmentId,
-    /// Whether the copy began from nothing (re-mirror) or from a former replica (catch-up).
-    pub full: bool,
-    /// Bytes in so far.
-    pub copied: u64,
-    /// Bytes still listed.
-    pub left: u64,
-}
-
-/// A node's regular report; bounded in size and period, storm or not (DESIGN 7).
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Report {
-    /// Extents booked by replicas.
-    pub booked: u64,
-    /// Extents that hold data.
-    pub used: u64,
-    /// Replicas held.
-    pub replicas: u32,
-    /// Segments this node is the serving primary of.
-    pub serving: u32,
-    /// Segments it should lead and does not serve; at most [`crate::limits::REPORT_SEGMENTS_MAX`].
-    pub not_serving: Vec<SegmentId>,
-    /// Copies arriving here; at most [`crate::limits::REPORT_SEGMENTS_MAX`].
-    pub copies: Vec<CopyReport>,
-    /// Bytes of catch-up and re-mirroring that arrived here since the node started.
-    pub copied_bytes: u64,
-    /// Blocks found damaged since the node started.
-    pub corrupt_blocks: u64,
-    /// Replicas here that neither lead, nor hear a primary, nor are being caught up; at most
-    /// [`crate::limits::REPORT_SEGMENTS_MAX`].
-    pub stranded: Vec<ReplicaReport>,
 }
 
 /// Please install this configuration over `expected`.

@@ -15,7 +15,7 @@ use super::{Link, Replica, Role};
 use crate::config::Config;
 use crate::epoch;
 use crate::ids::{Epoch, NodeId, PermitId, Seq};
-use crate::limits::{BEAT_EVERY, FRAME_PAYLOAD_MAX, INVITE_MAX, INVITE_MIN, PROPOSAL_RETRY};
+use crate::limits::{BEAT_EVERY, INVITE_MAX, INVITE_MIN, PROPOSAL_RETRY};
 use crate::message::{Decision, Peer, PermitAsk, Proposal, ToAuthority};
 use crate::record::{Entry, Standing};
 use crate::remirror::backoff::Backoff;
@@ -25,8 +25,6 @@ use crate::time::{Span, Time};
 const CANDIDATE_SILENCE: Span = Span::seconds(10);
 /// Pause between asks for a permit, and after a denied proposal.
 const ASK_AGAIN: Span = Span::millis(1000);
-/// Entries in one part of a reconciliation.
-const PART_ENTRIES: usize = 128;
 
 /// A primary's plans for its set.
 #[derive(Debug)]
@@ -181,36 +179,6 @@ impl Replica {
             peer.asked = now;
         }
         effects.send(to, Peer::Advance { config, log_epoch, commit, sent: now });
-    }
-
-    /// Sends the whole log above the commit point, in parts that fit a frame (I9).
-    pub(super) fn send_reconcile(&mut self, now: Time, to: NodeId, effects: &mut Effects) {
-        let commit = self.log.commit();
-        let mut parts: Vec<Vec<Entry>> = vec![Vec::new()];
-        let mut bytes = 0;
-        for entry in self.log.after(commit) {
-            let len = entry.change.data_len();
-            let full = bytes + len > FRAME_PAYLOAD_MAX as u64;
-            if full || parts.last().is_some_and(|part| part.len() >= PART_ENTRIES) {
-                parts.push(Vec::new());
-                bytes = 0;
-            }
-            bytes += len;
-            if let Some(part) = parts.last_mut() {
-                part.push(entry.clone());
-            }
-        }
-        let count = parts.len();
-        for (part, entries) in (0u32..).zip(parts) {
-            let last = part as usize + 1 == count;
-            let config = self.meta.config.clone();
-            effects.send(to, Peer::Reconcile { config, commit, sent: now, part, last, entries });
-        }
-        if let Role::Primary(primary) = &mut self.role
-            && let Some(peer) = primary.peers.0.get_mut(&to)
-        {
-            peer.asked = now;
-        }
     }
 
     pub(super) fn on_adopted(

@@ -32,6 +32,7 @@ mod log;
 mod membership;
 mod peers;
 mod primary;
+mod reconcile;
 mod recover;
 mod source;
 mod wake;

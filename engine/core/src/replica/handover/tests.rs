@@ -62,7 +62,7 @@ impl Trio {
         let mut trio = Self {
             now: Time(0) + Span::seconds(100),
             nodes: members.iter().map(open).collect(),
-            record: SegmentRecord { config: config.clone(), fresh: vec![] },
+            record: SegmentRecord { config: config.clone(), fresh: vec![], recovering: false },
             work: VecDeque::new(),
             reads: vec![],
             replies: vec![],
@@ -380,7 +380,7 @@ fn all_stop_together_and_none_waits_for_the_others() {
 #[test]
 fn what_a_replica_left_out_has_committed_stays_committed_when_it_starts_again() {
     let trio = Trio::new(&[A, B, C], 2);
-    let config = trio.record.config.clone();
+    let config = trio.record.config;
     let base = Seq(5);
     for standing in [Standing::Stale { base }, Standing::Candidate { base }, Standing::Joining { base }] {
         let meta = Meta { promised: config.epoch, log_epoch: config.epoch, config: config.clone(), standing };
