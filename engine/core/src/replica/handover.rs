@@ -182,7 +182,8 @@ impl Replica {
             return None;
         }
         let mut members = config.members.clone();
-        let successor = if self.is_stopping() {
+        // I8: whoever cannot write goes as one who stops does, instead of falling silent first.
+        let successor = if self.is_stopping() || !self.is_healthy(now) {
             let successor = self.successor(now)?;
             members = self.without_leaving(members);
             leave_out(&mut members, self.node, config);

@@ -15,7 +15,7 @@ use super::{Link, Replica, Role};
 use crate::config::Config;
 use crate::epoch;
 use crate::ids::{Epoch, NodeId, PermitId, Seq};
-use crate::limits::{BEAT_EVERY, INVITE_MAX, INVITE_MIN, PROPOSAL_RETRY};
+use crate::limits::{BEAT_EVERY, INVITE_MAX, INVITE_MIN, PREPARE_DEADLINE, PROPOSAL_RETRY};
 use crate::message::{Decision, Peer, PermitAsk, Proposal, ToAuthority};
 use crate::record::{Entry, Standing};
 use crate::remirror::backoff::Backoff;
@@ -112,7 +112,8 @@ impl Replica {
             Some(_) => Some(peer.heard + CANDIDATE_SILENCE),
         });
         // What lies before the last time it was computed is in it already.
-        changes.chain([plans.not_before]).filter(|at| *at > plans.considered).min()
+        let unfit = self.writing_since.map(|since| since + PREPARE_DEADLINE);
+        changes.chain([plans.not_before]).chain(unfit).filter(|at| *at > plans.considered).min()
     }
 
     fn beat(&mut self, now: Time, effects: &mut Effects) {

@@ -1,7 +1,7 @@
 //! What may not be read any more, and who may not hold others up (I7, I8, I14, I13).
 
 use engine_core::ids::NodeId;
-use engine_core::limits::{EXTENT_BLOCKS, WAL_SIZE_MIN};
+use engine_core::limits::{EXTENT_BLOCKS, PREPARE_DEADLINE, WAL_SIZE_MIN};
 use engine_core::time::Span;
 
 use super::{busy, expect_progress, expect_whole};
@@ -93,7 +93,8 @@ fn a_primary_whose_device_hangs_is_replaced(seed: u64) {
     let mut w = busy(seed);
     let primary = w.primary();
     w.places.get_mut(&primary).expect("a node").disk_hangs = w.now + Span::seconds(60);
-    expect_progress(&mut w, Span::seconds(5));
+    // I8: it knows by its own deadline and says so; nobody waits for its silence.
+    expect_progress(&mut w, Span(PREPARE_DEADLINE.0 + Span::millis(700).0));
     assert_ne!(w.primary(), primary);
     w.run(Span::seconds(60));
     expect_whole(&mut w, Span::seconds(30));

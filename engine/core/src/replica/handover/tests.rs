@@ -10,7 +10,7 @@ use super::*;
 use crate::authority::proposals::{Proposal, Verdict, judge};
 use crate::authority::records::SegmentRecord;
 use crate::ids::{BlockIndex, Generation, Incarnation, RequestId, SegmentId, Seq, Session, VolumeId};
-use crate::limits::{LEASE, PROPOSAL_RETRY, SILENCE, TICK};
+use crate::limits::{LEASE, PREPARE_DEADLINE, PROPOSAL_RETRY, SILENCE, TICK};
 use crate::message::{self, Decision, Op, Reply, ToAuthority};
 use crate::record::{Blocks, Change, Meta, Recovered, Standing};
 use crate::replica::io::{Effect, Input, ReadPurpose};
@@ -33,6 +33,8 @@ struct Trio {
     lost: Vec<&'static str>,
     proposals: usize,
     cut: Vec<NodeId>,
+    /// Devices that write nothing.
+    still: Vec<NodeId>,
     requests: u64,
 }
 
@@ -69,6 +71,7 @@ impl Trio {
             lost: vec![],
             proposals: 0,
             cut: vec![],
+            still: vec![],
             requests: 0,
         };
         for one in members {
@@ -109,6 +112,7 @@ impl Trio {
     fn run(&mut self, node: NodeId, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
+                Effect::Persist { .. } if self.still.contains(&node) => {}
                 Effect::Persist { then, .. } | Effect::CopyIn { then, .. } => self.run(node, then),
                 Effect::Feed(durable) => self.work.push_back((node, Input::Durable(durable))),
                 Effect::Send { to, message, .. } => {
@@ -228,6 +232,23 @@ fn a_primary_that_stops_is_succeeded_at_once_and_nobody_waits_for_a_deadline() {
     // It does not come back by itself while it stops.
     trio.pass(Span::seconds(3));
     assert_eq!(trio.record.config.members, vec![B, C]);
+}
+
+/// I8: its deadline is enough to know; nobody waits for the silence of somebody who can speak.
+#[test]
+fn a_primary_whose_device_stands_still_is_succeeded_when_its_deadline_has_passed() {
+    let mut trio = Trio::new(&[A, B, C], 2);
+    let epoch = trio.record.config.epoch;
+    trio.still.push(A);
+    let asked = trio.write(A, epoch.0);
+    trio.pass(Span(PREPARE_DEADLINE.0 - TICK.0));
+    assert_eq!((trio.record.config.epoch, trio.answer(asked)), (epoch, None));
+    trio.pass(Span(2 * TICK.0));
+    let config = trio.record.config.clone();
+    assert_eq!(config.members, vec![B, C], "it is left out by the same change");
+    assert!(sends_to(trio.answer(asked), A, config.primary));
+    let asked = trio.write(config.primary, config.epoch.0);
+    assert_eq!(trio.answer(asked), Some((config.primary, Outcome::Written)));
 }
 
 #[test]
