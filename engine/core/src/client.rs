@@ -18,7 +18,9 @@ use alloc::vec::Vec;
 
 use crate::config::Config;
 use crate::ids::{BlockIndex, Epoch, Generation, NodeId, RequestId, SegmentId, Session};
-use crate::limits::{CLIENT_INFLIGHT_MAX, CLIENT_PATIENCE, CLIENT_RESEND_AFTER, RETRY_MAX, RETRY_MIN};
+use crate::limits::{
+    CLIENT_INFLIGHT_MAX, CLIENT_PATIENCE, CLIENT_RESEND_AFTER, CLIENT_UNREACHABLE, RETRY_MAX, RETRY_MIN,
+};
 use crate::message::{Op, Outcome, Refusal, Reply, Request};
 use crate::random::Random;
 use crate::record::{Blocks, Change};
@@ -158,6 +160,8 @@ pub struct Segment {
     /// Whose turn it is to be asked.
     turn: usize,
     fenced: Option<Generation>,
+    /// When the primary was heard last, or somebody began to wait for it.
+    heard: Time,
     random: Random,
 }
 
@@ -179,6 +183,7 @@ impl Segment {
             attempts: 0,
             turn: 0,
             fenced: None,
+            heard: Time(0),
             random,
         }
     }
@@ -227,6 +232,9 @@ impl Segment {
             effects.push(Effect::Done { token, result: Err(Failure::Fenced) });
             return;
         }
+        if self.pending.is_empty() {
+            self.heard = now;
+        }
         if self.pending.is_empty()
             && let Mode::Searching { at, .. } = &mut self.mode
         {
@@ -249,7 +257,7 @@ impl Segment {
         } else if node == self.config.primary {
             self.serve(now);
         } else if !self.pending.is_empty() {
-            self.locate(node, effects);
+            self.locate(now, node, effects);
         }
     }
 
@@ -271,7 +279,7 @@ impl Segment {
         } else if waited >= CLIENT_PATIENCE && now >= probe_at {
             // The connection lives and nothing comes: whether the primary does, the others know better.
             self.mode = Mode::Serving { probe_at: now + CLIENT_PATIENCE };
-            self.ask_next(effects, Some(self.config.primary));
+            self.ask_next(now, effects, Some(self.config.primary));
         }
     }
 
@@ -289,6 +297,9 @@ impl Segment {
     fn on_reply(&mut self, now: Time, from: NodeId, reply: Reply, effects: &mut Vec<Effect>) {
         if reply.segment != self.id() || self.fenced.is_some() {
             return;
+        }
+        if from == self.config.primary {
+            self.heard = now;
         }
         if reply.request == LOCATE {
             match reply.outcome {
@@ -372,6 +383,9 @@ impl Segment {
             return self.fence(config.generation, effects);
         }
         let moved = config.primary != self.config.primary;
+        if moved {
+            self.heard = now;
+        }
         self.seen = config.epoch;
         self.config = config;
         if moved && self.is_serving() {
@@ -420,9 +434,9 @@ impl Segment {
         }
         if step == 0 {
             let everyone: Vec<NodeId> = self.config.holders().filter(|node| self.connected.contains(node)).collect();
-            everyone.iter().for_each(|node| self.locate(*node, effects));
+            everyone.iter().for_each(|node| self.locate(now, *node, effects));
         } else {
-            self.ask_next(effects, None);
+            self.ask_next(now, effects, None);
         }
         if step > 0 && step.is_multiple_of(REFRESH_STEPS) {
             effects.push(Effect::Refresh);
@@ -431,21 +445,22 @@ impl Segment {
     }
 
     /// Asks the next connected holder in turn.
-    fn ask_next(&mut self, effects: &mut Vec<Effect>, except: Option<NodeId>) {
+    fn ask_next(&mut self, now: Time, effects: &mut Vec<Effect>, except: Option<NodeId>) {
         let holders: Vec<NodeId> = self.config.holders().filter(|node| Some(*node) != except).collect();
         for _ in 0..holders.len() {
             let node = holders[self.turn % holders.len()];
             self.turn = self.turn.wrapping_add(1);
             if self.connected.contains(&node) {
-                self.locate(node, effects);
+                self.locate(now, node, effects);
                 return;
             }
             effects.push(Effect::Connect(node));
         }
     }
 
-    fn locate(&self, to: NodeId, effects: &mut Vec<Effect>) {
-        let request = self.request(LOCATE, Op::Locate);
+    fn locate(&self, now: Time, to: NodeId, effects: &mut Vec<Effect>) {
+        let unreachable = !self.pending.is_empty() && now.since(self.heard) >= CLIENT_UNREACHABLE;
+        let request = self.request(LOCATE, Op::Locate { unreachable });
         effects.push(Effect::Send { to, request });
     }
 

@@ -204,6 +204,26 @@ pub const ELECTION_STAGGER: Span = Span::millis(150);
 pub const EARLY_WAIT: Span = Span::millis(100);
 /// How often a node that stops on purpose says so to a primary that has not answered.
 pub const LEAVING_EVERY: Span = Span::millis(100);
+/// A primary that leads for less than this does not hand over because a client cannot reach it.
+pub const TAKE_OVER_PAUSE: Span = Span::seconds(10);
+/// A client that has heard nothing of the primary for this long says so to the members it reaches.
+pub const CLIENT_UNREACHABLE: Span = Span::millis(1000);
+/// How often the authority looks whether the lead is spread evenly.
+pub const REBALANCE_EVERY: Span = Span::seconds(2);
+/// A node whose session is younger than this is not counted on when the lead is spread.
+pub const REBALANCE_SETTLED: Span = Span::seconds(10);
+/// A segment whose lead was to move is left alone for this long.
+pub const REBALANCE_PAUSE: Span = Span::seconds(60);
+/// Hand-overs the authority asks for at a time; the next with the next look.
+pub const REBALANCES_PER_LOOK: usize = 32;
+/// A member that was lost more often than this lately has to be quiet for a while before it is asked back.
+pub const FLAPS_FREE: u32 = 2;
+/// What "lately" is.
+pub const FLAP_WINDOW: Span = Span::seconds(60);
+/// Shortest and longest time its connection has to hold.
+pub const QUIET_MIN: Span = Span::seconds(2);
+/// See [`QUIET_MIN`].
+pub const QUIET_MAX: Span = Span::seconds(10);
 /// How long a wish for another primary stands.
 pub const WISH_FOR: Span = Span::millis(1000);
 /// How long a candidate for primary waits for promises of members whose connection is down.
@@ -286,6 +306,7 @@ const _: () = assert!((FRAME_PAYLOAD_MAX as u64).is_multiple_of(BLOCK_SIZE) && T
 const _: () = assert!(CLIENT_REQUESTS_MAX <= OUTBOX_MAX && CLIENT_BYTES_MAX < OUTBOX_BYTES_MAX, "one client fits");
 const _: () = assert!(CLIENT_INFLIGHT_MAX <= WAITING_MAX && CLIENT_BYTES_MAX as u64 >= REQUEST_BYTES_MAX);
 const _: () = assert!(RETRY_MIN.0 < RETRY_MAX.0 && CLIENT_PATIENCE.0 < CLIENT_RESEND_AFTER.0);
+const _: () = assert!(WISH_FOR.0 < REBALANCE_EVERY.0 && QUIET_MIN.0 < QUIET_MAX.0 && QUIET_MAX.0 < FLAP_WINDOW.0);
 const _: () = assert!(BEAT_EVERY.0 * 3 < LEASE.0, "a lease survives two lost beats");
 const _: () = assert!(SILENCE.0 >= LEASE.0, "whoever suspects has let his own lease end");
 const _: () = assert!(NODE_SILENCE.0 >= 3 * REPORT_EVERY.0);

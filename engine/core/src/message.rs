@@ -223,6 +223,11 @@ pub enum Peer {
         /// Bytes that were copied for it.
         copied: u64,
     },
+    /// Member: a client of this attachment reaches me and not you; let me lead if nobody waits for you.
+    TakeOver {
+        /// The client's attachment.
+        generation: Generation,
+    },
     /// Member or candidate: my node stops on purpose, go on without me. Repeated until it is left out or excused.
     Leaving {
         /// Epoch of the configuration it knows.
@@ -272,7 +277,10 @@ pub enum Op {
         count: u32,
     },
     /// Which configuration do you know? Answered by any replica; also a hint that its primary may be gone (I8).
-    Locate,
+    Locate {
+        /// The client has heard nothing of the primary for a while.
+        unreachable: bool,
+    },
     /// Read this replica's own committed blocks, whatever its role. For verification only: no lease, no order.
     Peek {
         /// First block.
@@ -498,6 +506,15 @@ pub enum FromAuthority {
         permit: PermitId,
         /// Where to.
         target: NodeId,
+    },
+    /// Please hand this segment's lead over to `to`, if that is possible without harm. A wish, not repeated.
+    HandOver {
+        /// The segment.
+        segment: SegmentId,
+        /// Epoch of the configuration it was thought up for.
+        epoch: Epoch,
+        /// The member that leads less than its share.
+        to: NodeId,
     },
     /// Take no request below this generation; answered by `FenceDone` once nothing older is undecided (I2).
     Fence {

@@ -70,7 +70,7 @@ impl World {
         };
         let refuse = |refusal| reply(config.epoch, Outcome::Refused(refusal));
         match request.op {
-            Op::Locate => return reply(config.epoch, Outcome::Located(config)),
+            Op::Locate { .. } => return reply(config.epoch, Outcome::Located(config)),
             Op::Peek { block, count } => {
                 return reply(config.epoch, Outcome::Data(self.read(request.segment, block, count)));
             }
@@ -115,7 +115,7 @@ impl World {
                 let held = |at| self.blocks.contains_key(&(request.segment.index, at));
                 reply(config.epoch, Outcome::Allocation((block.0..block.0 + count).map(|at| (1, held(at))).collect()))
             }
-            Op::Locate | Op::Peek { .. } => unreachable!(),
+            Op::Locate { .. } | Op::Peek { .. } => unreachable!(),
         }
     }
 

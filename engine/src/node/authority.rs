@@ -208,6 +208,7 @@ impl Session {
             FromAuthority::Reserve { segment, .. }
             | FromAuthority::Granted { segment, .. }
             | FromAuthority::Fence { segment, .. }
+            | FromAuthority::HandOver { segment, .. }
             | FromAuthority::Release { segment, .. } => *segment,
             FromAuthority::Decisions(_) => return self.pass_on_decisions(said).await,
             FromAuthority::Registered { .. }

@@ -317,7 +317,7 @@ async fn garbage_on_either_port_closes_that_connection_and_nothing_else() {
         let hello = Hello { cluster: ClusterId(0xBAD), who: Who::Client { name: "stranger".into() } };
         assert!(wire::dial(&registration.address.primary, &hello, PATIENCE).await.is_err());
         let mut client = Client::connect(&registration.address.primary).await;
-        let reply = client.ask(segment(), Op::Locate).await;
+        let reply = client.ask(segment(), Op::Locate { unreachable: false }).await;
         assert_eq!(reply.outcome, Outcome::Refused(Refusal::Unknown));
         node.end().await.unwrap();
     };

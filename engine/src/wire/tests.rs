@@ -269,7 +269,11 @@ fn request(number: u64, data: usize) -> Message {
         generation: Generation(1),
         session: Session(1),
         request: RequestId(number),
-        op: if data == 0 { Op::Locate } else { Op::Write(Change::Write { block: BlockIndex(5), blocks }) },
+        op: if data == 0 {
+            Op::Locate { unreachable: false }
+        } else {
+            Op::Write(Change::Write { block: BlockIndex(5), blocks })
+        },
     })
 }
 

@@ -11,6 +11,7 @@ pub mod document;
 pub mod io;
 pub mod placement;
 pub mod proposals;
+pub mod rebalance;
 pub mod records;
 pub mod status;
 
@@ -34,6 +35,7 @@ use self::attach::Fencing;
 use self::document::NodeInfo;
 use self::io::{Answer, Call, CallError, CallId, Effects, ErrorCode, Input, SessionRef};
 use self::permits::Permits;
+use self::rebalance::Rebalancing;
 use self::records::{Books, RestoreError, StoredRecord};
 use self::registry::Presence;
 use self::volumes::Building;
@@ -88,6 +90,7 @@ pub struct Authority {
     presence: BTreeMap<NodeId, Presence>,
     sessions: BTreeMap<SessionRef, NodeId>,
     permits: Permits,
+    rebalancing: Rebalancing,
     fencing: BTreeMap<VolumeId, Fencing>,
     building: BTreeMap<VolumeId, Building>,
     frozen: Option<Frozen>,
@@ -114,6 +117,7 @@ impl Authority {
             presence,
             sessions: BTreeMap::new(),
             permits: Permits::new(setup.seed),
+            rebalancing: Rebalancing::default(),
             fencing: BTreeMap::new(),
             building: BTreeMap::new(),
             frozen: None,
@@ -158,6 +162,7 @@ impl Authority {
         self.tick_building(now, effects);
         self.tick_fences(now, effects);
         self.tick_permits(now, effects);
+        self.tick_rebalancing(now, effects);
         self.repeat_releases(now, effects);
         self.tell_revision(now, effects);
     }

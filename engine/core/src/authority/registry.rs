@@ -24,6 +24,8 @@ use crate::time::{Span, Time};
 pub(super) struct Presence {
     /// Its connection.
     pub(super) session: Option<SessionRef>,
+    /// When that began.
+    pub(super) since: Option<Time>,
     /// When it was heard last; the start of the authority until then.
     heard: Time,
     /// Whether it was heard since the authority started.
@@ -59,6 +61,7 @@ impl Presence {
     pub(super) fn unheard(now: Time) -> Self {
         Self {
             session: None,
+            since: None,
             heard: now,
             known: false,
             report: Report::default(),
@@ -127,6 +130,7 @@ impl Authority {
         }
         let changed = self.frozen.is_none() && self.record_node(boot, registration);
         let presence = self.presence.entry(node).or_insert_with(|| Presence::unheard(now));
+        presence.since = Some(now);
         if let Some(old) = presence.session.replace(session) {
             self.sessions.remove(&old);
         }

@@ -103,7 +103,7 @@ fn refused(refusal: Refusal) -> Outcome {
 fn in_words(effect: &Effect) -> String {
     match effect {
         Effect::Connect(node) => format!("connect {node}"),
-        Effect::Send { to, request } if request.op == Op::Locate => format!("locate {to}"),
+        Effect::Send { to, request } if matches!(request.op, Op::Locate { .. }) => format!("locate {to}"),
         Effect::Send { to, request } => {
             format!("{to}: {} in {} at {}", request.request, request.session, request.epoch)
         }
@@ -352,7 +352,7 @@ fn settle(segment: &mut Segment, mut now: Time, epoch: u64, done: &mut BTreeSet<
             match effect {
                 Effect::Send { to, request: Request { segment: id, session, request, op, .. } } => {
                     let outcome = match op {
-                        Op::Locate => Outcome::Located(config(epoch, segment.config().primary)),
+                        Op::Locate { .. } => Outcome::Located(config(epoch, segment.config().primary)),
                         _ => Outcome::Written,
                     };
                     let reply = Reply { segment: id, epoch: Epoch(epoch), session, request, outcome };
@@ -398,7 +398,7 @@ fn no_order_of_events_breaks_the_rules() {
                     let at = usize::try_from(random.between(0, sent.len() as u64 - 1)).unwrap();
                     let (from, asked) = sent.swap_remove(at);
                     let outcome = match (&asked.op, random.between(0, 5)) {
-                        (Op::Locate, _) => Outcome::Located(config(epoch, segment.config().primary)),
+                        (Op::Locate { .. }, _) => Outcome::Located(config(epoch, segment.config().primary)),
                         (_, 0) if !settling => refused(Refusal::Busy),
                         (_, 1) if !settling => refused(Refusal::NotPrimary(None)),
                         (_, 2) if !settling => refused(Refusal::OldSession),

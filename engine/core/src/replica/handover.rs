@@ -25,8 +25,8 @@ use super::io::{ClientRef, Effects};
 use super::{Asked, Replica, Role};
 use crate::config::Config;
 use crate::epoch;
-use crate::ids::{Epoch, NodeId};
-use crate::limits::{BEAT_EVERY, EARLY_MAX, EARLY_WAIT, LEAVING_EVERY};
+use crate::ids::{Epoch, Generation, NodeId};
+use crate::limits::{BEAT_EVERY, EARLY_MAX, EARLY_WAIT, LEAVING_EVERY, TAKE_OVER_PAUSE, WISH_FOR};
 use crate::message::{Outcome, Peer, Refusal, Request};
 use crate::random::mix;
 use crate::time::{Span, Time};
@@ -194,6 +194,56 @@ impl Replica {
         };
         let candidates = config.candidates.iter().copied().filter(|node| !members.contains(node)).collect();
         Some(Config { epoch: config.epoch.next(), primary: successor, members, candidates, ..config.clone() })
+    }
+
+    /// The authority would like `to` to lead: it leads less than its share.
+    pub(super) fn on_hand_over(&mut self, now: Time, said: Epoch, to: NodeId, effects: &mut Effects) {
+        if epoch::is_current(said, &self.meta.config) {
+            self.wish_for(now, to, effects);
+        }
+    }
+
+    /// A client that reaches this member and not its primary, as it says: the primary knows whether that is so.
+    pub(super) fn on_locate(
+        &self,
+        now: Time,
+        client: ClientRef,
+        request: &Request,
+        unreachable: bool,
+        effects: &mut Effects,
+    ) {
+        let Config { generation, primary, .. } = self.meta.config;
+        // One attachment is the only reader and writer: what another client reaches is of no interest (I2).
+        if unreachable && request.generation == generation && self.hears_primary(now) {
+            effects.send(primary, Peer::TakeOver { generation });
+        }
+        self.reply(client, request, Outcome::Located(self.meta.config.clone()), effects);
+    }
+
+    /// The attached client reaches that member and, as it says, not this primary.
+    pub(super) fn on_take_over(&mut self, now: Time, from: NodeId, said: Generation, effects: &mut Effects) {
+        let Role::Primary(primary) = &self.role else { return };
+        // Whose requests are here reaches this primary: it waits for something else. And nobody calls the lead to and
+        // fro with the weather of a network.
+        let waits = primary.is_waited_for() || primary.has_ordered();
+        if said == self.meta.config.generation && !waits && !primary.is_new(TAKE_OVER_PAUSE, now) {
+            self.wish_for(now, from, effects);
+        }
+    }
+
+    fn wish_for(&mut self, now: Time, to: NodeId, effects: &mut Effects) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        primary.wish = Some(Wish { to, until: now + WISH_FOR });
+        self.reconsider(now, effects);
+    }
+
+    /// A wish that could not be granted in time is forgotten.
+    pub(super) fn forget_wish(&mut self, now: Time) {
+        if let Role::Primary(primary) = &mut self.role
+            && primary.wish.as_ref().is_some_and(|wish| now >= wish.until)
+        {
+            primary.wish = None;
+        }
     }
 
     /// Whether this member is at work in this epoch, as far as was heard just now.

@@ -53,6 +53,13 @@ pub enum Input {
         /// Where to.
         target: NodeId,
     },
+    /// The authority would like another member to lead.
+    HandOver {
+        /// Epoch of the configuration it was thought up for.
+        epoch: crate::ids::Epoch,
+        /// Who.
+        to: NodeId,
+    },
     /// The authority asks to fence everything below this attachment (I2).
     Fence(Generation),
     /// A write hung on a [`Effect::Persist`] is durable: this was its `then`.

@@ -8,6 +8,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::flapping::Flaps;
 use super::io::{Durable, Effect, Effects};
 use super::peers::{Join, PeerState};
 use super::primary::Primary;
@@ -39,6 +40,7 @@ pub(super) struct Membership {
     /// To be made candidates.
     enlist: Vec<NodeId>,
     invites: BTreeMap<NodeId, Invite>,
+    flaps: Flaps,
     missing_since: Option<Time>,
     permit: Option<(PermitId, NodeId)>,
     asked_at: Option<Time>,
@@ -49,6 +51,8 @@ pub(super) struct Membership {
 
 #[derive(Debug)]
 struct Invite {
+    /// Not before: its connection has to hold for a while.
+    from: Time,
     at: Time,
     backoff: Backoff,
 }
@@ -62,12 +66,19 @@ impl Membership {
             bump: false,
             enlist: Vec::new(),
             invites: BTreeMap::new(),
+            flaps: Flaps::default(),
             missing_since: None,
             permit: None,
             asked_at: None,
             beat_at: now,
             awaited: Some(epoch),
         }
+    }
+
+    /// Whether a former member has to be quiet for longer before it is let in again.
+    fn is_early(&self, node: NodeId, now: Time) -> bool {
+        let until = self.invites.get(&node).map_or(now + self.flaps.quiet(node, now), |invite| invite.from);
+        now < until
     }
 }
 
@@ -146,7 +157,8 @@ impl Replica {
         self.unsync(node);
         let Role::Primary(primary) = &mut self.role else { return };
         if let Some(invite) = primary.membership.invites.get_mut(&node) {
-            invite.at = now;
+            invite.from = now + primary.membership.flaps.quiet(node, now);
+            invite.at = invite.from;
             invite.backoff.reset();
         }
         if primary.peers.0.contains_key(&node) {
@@ -290,12 +302,13 @@ impl Replica {
         let config = &self.meta.config;
         let (own, links) = (self.node, &self.links);
         let Role::Primary(primary) = &mut self.role else { return };
-        let invites = &mut primary.membership.invites;
+        let Membership { invites, flaps, .. } = &mut primary.membership;
         invites.retain(|node, _| is_out(config, *node));
         for node in outsiders(config, own, links) {
             let invite = invites.entry(node).or_insert_with(|| {
                 let seed = self.random.next_u64() ^ u64::from(node.0);
-                Invite { at: now, backoff: Backoff::new(INVITE_MIN, INVITE_MAX, seed) }
+                let from = now + flaps.quiet(node, now);
+                Invite { from, at: from, backoff: Backoff::new(INVITE_MIN, INVITE_MAX, seed) }
             });
             if invite.at <= now {
                 invite.at = now + invite.backoff.pause();
@@ -306,7 +319,10 @@ impl Replica {
 
     pub(super) fn on_held(&mut self, now: Time, from: NodeId, standing: Option<Standing>, effects: &mut Effects) {
         let known = self.meta.config.holders().any(|node| node == from);
-        if known && standing.is_some() {
+        let Role::Primary(primary) = &self.role else { return };
+        // Said when it was left out, not when it was asked back.
+        let early = primary.membership.is_early(from, now);
+        if known && standing.is_some() && !early {
             self.enlist(from);
             self.reconsider(now, effects);
         }
@@ -528,9 +544,21 @@ impl Replica {
         }
     }
 
+    /// Remembers who is left out without having asked for it.
+    fn note_flaps(&mut self, now: Time, next: &Config) {
+        let lost: Vec<NodeId> = self.meta.config.members.iter().copied().filter(|node| is_out(next, *node)).collect();
+        let Role::Primary(primary) = &mut self.role else { return };
+        for node in lost {
+            if primary.peers.0.get(&node).is_some_and(|peer| !peer.leaving) {
+                primary.membership.flaps.note(node, now);
+            }
+        }
+    }
+
     /// The same primary and log in the next epoch.
     fn go_on(&mut self, now: Time, config: Config, effects: &mut Effects) {
         let before = self.meta.config.clone();
+        self.note_flaps(now, &config);
         self.adopt_config(config);
         let epoch = self.meta.config.epoch;
         let Role::Primary(primary) = &mut self.role else { return };

@@ -25,6 +25,7 @@ use crate::time::{Span, Time};
 
 mod candidate;
 mod election;
+mod flapping;
 mod follower;
 mod handover;
 pub mod io;
@@ -170,6 +171,7 @@ impl Replica {
             Input::ClientGone(client) => self.on_client_gone(client),
             Input::Decided(decision) => self.on_decided(now, decision, effects),
             Input::Granted { permit, target } => self.on_granted(now, permit, target, effects),
+            Input::HandOver { epoch, to } => self.on_hand_over(now, epoch, to, effects),
             Input::Fence(generation) => self.on_fence(generation, effects),
             Input::Durable(durable) => self.on_durable(now, durable, effects),
             Input::Read { purpose, result } => self.on_read(now, purpose, result, effects),
@@ -191,6 +193,7 @@ impl Replica {
             Role::Candidate(_) => self.candidate_tick(now, effects),
             Role::Stale | Role::Failed => {}
         }
+        self.forget_wish(now);
         self.early_tick(now, effects);
         self.stopping_tick(now, effects);
     }
@@ -231,6 +234,7 @@ impl Replica {
             Peer::CopyData { copy, .. } => self.on_copy_data(now, from, copy, effects),
             Peer::CopyFailed { extent, .. } => self.on_copy_failed(now, from, extent),
             Peer::CaughtUp { epoch, durable, copied: _ } => self.on_caught_up(now, from, epoch, durable, effects),
+            Peer::TakeOver { generation } => self.on_take_over(now, from, generation, effects),
             Peer::Leaving { epoch } => self.on_leaving(now, from, epoch, effects),
             Peer::Farewell { epoch } => self.on_farewell(from, epoch),
         }
@@ -256,7 +260,7 @@ impl Replica {
 
     fn on_client(&mut self, now: Time, client: ClientRef, request: Request, effects: &mut Effects) {
         match (&request.op, &self.role) {
-            (Op::Locate, _) => self.reply(client, &request, Outcome::Located(self.meta.config.clone()), effects),
+            (Op::Locate { unreachable }, _) => self.on_locate(now, client, &request, *unreachable, effects),
             (Op::Peek { block, count }, _) => {
                 let (block, count) = (*block, *count);
                 if !self.is_sound(&request) {

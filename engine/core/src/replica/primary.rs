@@ -47,6 +47,7 @@ pub(super) struct Primary {
     reads: VecDeque<Asked>,
     /// Confirm this generation when the commit point has reached the entry.
     fence: Option<(Generation, Seq)>,
+    began: Time,
     /// Somebody would like another member to lead.
     pub(super) wish: Option<super::handover::Wish>,
 }
@@ -57,9 +58,19 @@ impl Primary {
         !self.writes.is_empty() || !self.reads.is_empty()
     }
 
+    /// Whether something is ordered and not decided.
+    pub(super) fn has_ordered(&self) -> bool {
+        !self.ordered.is_empty()
+    }
+
     /// Whether its log is common: it serves.
     pub(super) const fn is_resolved(&self) -> bool {
         self.resolved
+    }
+
+    /// Whether it has led for less than `span`, whatever its epoch.
+    pub(super) fn is_new(&self, span: Span, now: Time) -> bool {
+        now.since(self.began) < span
     }
 
     /// How long primaries before this one may still answer reads (I7).
@@ -91,6 +102,7 @@ impl Replica {
             writes: VecDeque::new(),
             reads: VecDeque::new(),
             fence: None,
+            began: now,
             wish: None,
         }));
         effects.persist(vec![self.state_record()]).then_feed(Durable::Begun(epoch));
@@ -171,7 +183,7 @@ impl Replica {
                 };
                 fits && self.fits(change)
             }
-            Op::Locate => true,
+            Op::Locate { .. } => true,
         }
     }
 
@@ -220,7 +232,9 @@ impl Replica {
         self.writing_since.get_or_insert(now);
         let Role::Primary(primary) = &mut self.role else { return };
         // The data is in the log; what is kept is whom to answer.
-        primary.ordered.insert(seq, Asked { client, request: Request { op: Op::Locate, ..request } });
+        primary
+            .ordered
+            .insert(seq, Asked { client, request: Request { op: Op::Locate { unreachable: false }, ..request } });
         for to in primary.peers.in_stream(now, seq) {
             effects.send(to, Peer::Prepare { commit, entry: entry.clone() });
         }

@@ -316,6 +316,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
             FromAuthority::Granted { segment, permit, target } => {
                 self.handle(now, segment, Input::Granted { permit, target });
             }
+            FromAuthority::HandOver { segment, epoch, to } => self.handle(now, segment, Input::HandOver { epoch, to }),
             FromAuthority::Fence { segment, generation } => self.handle(now, segment, Input::Fence(generation)),
             FromAuthority::Decisions(decisions) => {
                 for decision in decisions {

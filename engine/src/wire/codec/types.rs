@@ -220,12 +220,13 @@ variants! {
         21 = CaughtUp { epoch, durable, copied },
         22 = Leaving { epoch },
         23 = Farewell { epoch },
+        24 = TakeOver { generation },
     }
     Op {
         1 = Read { block, count },
         2 = Write(0: change),
         3 = Allocation { block, count },
-        4 = Locate,
+        4 = Locate { unreachable },
         5 = Peek { block, count },
     }
     Outcome {
@@ -269,5 +270,6 @@ variants! {
         9 = Release { segment, incarnation },
         10 = Revision(0: revision),
         11 = Recover { config },
+        12 = HandOver { segment, epoch, to },
     }
 }

@@ -414,3 +414,52 @@ fn what_a_replica_left_out_has_committed_stays_committed_when_it_starts_again() 
         assert_eq!(said[0], Effect::Commit(base), "I4: a catch-up copies only what comes after its base");
     }
 }
+
+#[test]
+fn a_wish_of_the_authority_moves_the_lead_and_nothing_else() {
+    let mut trio = Trio::new(&[A, B, C], 2);
+    let before = trio.record.config.clone();
+    trio.give(A, Input::HandOver { epoch: Epoch(before.epoch.0 - 1), to: B });
+    assert_eq!(trio.record.config, before, "thought up for another configuration");
+    trio.give(A, Input::HandOver { epoch: before.epoch, to: B });
+    assert_eq!((trio.record.config.primary, &trio.record.config.members), (B, &before.members));
+    assert!(trio.serves(B) && !trio.serves(A));
+}
+
+#[test]
+fn a_client_that_reaches_a_member_only_gets_it_as_primary_but_not_to_and_fro() {
+    let mut trio = Trio::new(&[A, B, C], 2);
+    let epoch = trio.record.config.epoch.0;
+    trio.pass(TAKE_OVER_PAUSE);
+    trio.ask(B, epoch, Op::Locate { unreachable: false });
+    assert_eq!(trio.record.config.primary, A);
+    trio.ask(B, epoch, Op::Locate { unreachable: true });
+    assert!(trio.record.config.primary == B && trio.serves(B));
+    trio.ask(C, epoch, Op::Locate { unreachable: true });
+    assert_eq!(trio.record.config.primary, B, "it has only begun");
+}
+
+#[test]
+fn a_primary_whose_client_waits_for_something_else_is_reached_by_it() {
+    let mut trio = Trio::new(&[A, B, C], 2);
+    let epoch = trio.record.config.epoch.0;
+    trio.pass(TAKE_OVER_PAUSE);
+    trio.lost = vec!["PrepareAck", "BeatAck"];
+    trio.write(A, epoch);
+    trio.ask(B, epoch, Op::Locate { unreachable: true });
+    assert_eq!(trio.record.config.primary, A);
+}
+
+#[test]
+fn a_member_that_flaps_is_let_back_only_after_a_quiet_while() {
+    let mut trio = Trio::new(&[A, B, C], 2);
+    let first = trio.record.config.epoch.0;
+    for _ in 0..20 {
+        trio.give(A, Input::PeerDown { node: C, refused: true });
+        trio.pass(Span::seconds(1));
+        trio.give(A, Input::PeerUp(C));
+        trio.pass(Span::seconds(2));
+    }
+    let epochs = trio.record.config.epoch.0 - first;
+    assert!(epochs <= 15, "{epochs} epochs in a minute");
+}
