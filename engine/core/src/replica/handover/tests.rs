@@ -122,6 +122,10 @@ impl Trio {
                     }
                 }
                 Effect::Reply { reply, .. } => self.replies.push((node, reply)),
+                // Nothing was ever written: a catch-up has nothing to copy.
+                Effect::List { purpose, from, .. } => {
+                    self.work.push_back((node, Input::Listed { purpose, from, listed: vec![], next: None }));
+                }
                 Effect::Read { purpose, .. } => self.reads.push((node, purpose)),
                 Effect::Authority(ToAuthority::Proposals(proposals)) => {
                     for message::Proposal { expected, config, promised } in proposals {
