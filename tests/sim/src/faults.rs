@@ -149,7 +149,10 @@ impl World {
 
     /// The node stops on purpose, as a node's process does: it serves on until it may go, or has waited long enough.
     pub(crate) fn stop(&mut self, node: NodeId) {
-        let life = self.places[&node].life;
+        let place = self.places.get_mut(&node).expect("a node");
+        let (life, Some(process)) = (place.life, &mut place.process) else { return };
+        // Also one that stands still: it will hear of it when it goes on, and whoever heals the world has to know.
+        process.leaving = true;
         self.on_node(node, life, Heard::Leave);
         self.after(Span::millis(1), Event::Stopping { node, life, until: self.now + STOP_WAIT });
     }
