@@ -30,7 +30,7 @@ const ASK_AGAIN: Span = Span::millis(1000);
 /// A primary's plans for its set.
 #[derive(Debug)]
 pub(super) struct Membership {
-    proposal: Option<(Config, Time)>,
+    pub(super) proposal: Option<(Config, Time)>,
     /// No proposal before this.
     not_before: Time,
     /// When the wish was computed last.
@@ -251,36 +251,10 @@ impl Replica {
     }
 
     /// Sends what comes after `after` again. It is proposed in the epoch at work: nothing earlier is obeyed any more.
-    fn send_entries(&self, to: NodeId, after: Seq, effects: &mut Effects) {
+    pub(super) fn send_entries(&self, to: NodeId, after: Seq, effects: &mut Effects) {
         let (epoch, commit) = (self.meta.config.epoch, self.log.commit());
         for entry in self.log.after(after) {
             effects.send(to, Peer::Prepare { commit, entry: Entry { epoch, ..entry.clone() } });
-        }
-    }
-
-    /// A candidate has heard of its place and has everything live up to `last`: live writes are its own from here on.
-    fn stream_to(&mut self, now: Time, to: NodeId, last: Seq, effects: &mut Effects) {
-        // What is not committed is not in any copy, and may have to wait for this very candidate: it is streamed too.
-        let (epoch, commit) = (self.meta.config.epoch, self.log.commit());
-        let first = commit.next();
-        let Role::Primary(primary) = &mut self.role else { return };
-        let undecided = primary.membership.proposal.is_some();
-        let Some(peer) = primary.peers.0.get_mut(&to) else { return };
-        let begins = match peer.join {
-            Some(Join::Enlisting) => true,
-            // It has lost its stream.
-            Some(Join::Streaming) => last.next() <= peer.first,
-            // It has lost more than that; whether it is a member already is not known while a proposal is under way.
-            Some(Join::Joining) => !undecided,
-            None => false,
-        };
-        if begins {
-            *peer = PeerState::new(Some(Join::Streaming), now);
-            peer.synced = true;
-            peer.first = first;
-            peer.sent = self.log.last();
-            effects.send(to, Peer::Stream { epoch, first });
-            self.send_entries(to, commit, effects);
         }
     }
 

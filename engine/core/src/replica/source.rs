@@ -1,6 +1,8 @@
-//! The primary as source of copies: lists what changed, reads extents, nothing more. The candidate keeps the plan.
+//! The primary as source of copies: begins the stream, lists what changed, reads extents, nothing more. The candidate
+//! keeps the plan.
 
 use super::io::{Effect, Effects, ListPurpose};
+use super::peers::{Join, PeerState};
 use super::{Replica, Role};
 use crate::ids::{ExtentIndex, NodeId, Seq};
 use crate::message::Peer;
@@ -8,6 +10,32 @@ use crate::record::ExtentCopy;
 use crate::time::Time;
 
 impl Replica {
+    /// A candidate has heard of its place and has everything live up to `last`: live writes are its own from here on.
+    pub(super) fn stream_to(&mut self, now: Time, to: NodeId, last: Seq, effects: &mut Effects) {
+        // What is not committed is not in any copy, and may have to wait for this very candidate: it is streamed too.
+        let (epoch, commit) = (self.meta.config.epoch, self.log.commit());
+        let first = commit.next();
+        let Role::Primary(primary) = &mut self.role else { return };
+        let undecided = primary.membership.proposal.is_some();
+        let Some(peer) = primary.peers.0.get_mut(&to) else { return };
+        let begins = match peer.join {
+            Some(Join::Enlisting) => true,
+            // It has lost its stream.
+            Some(Join::Streaming) => last.next() <= peer.first,
+            // It has lost more than that; whether it is a member already is not known while a proposal is under way.
+            Some(Join::Joining) => !undecided,
+            None => false,
+        };
+        if begins {
+            *peer = PeerState::new(Some(Join::Streaming), now);
+            peer.synced = true;
+            peer.first = first;
+            peer.sent = self.log.last();
+            effects.send(to, Peer::Stream { epoch, first });
+            self.send_entries(to, commit, effects);
+        }
+    }
+
     pub(super) fn on_copy_list(
         &self,
         from: NodeId,
