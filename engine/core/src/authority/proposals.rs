@@ -244,7 +244,8 @@ impl Authority {
                 promised: *promised,
                 targets: &targets,
                 generation,
-                in_touch: &|node| self.in_touch(now, node),
+                // Whoever says that its copy is not to be trusted could not help (I9).
+                in_touch: &|node| self.in_touch(now, node) && !self.disowns(node, segment),
             })
         } else {
             Verdict::Conflict

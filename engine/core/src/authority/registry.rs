@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 
 use super::io::{Effect, Effects, SessionRef};
 use super::records::NodeRecord;
+use super::recover::is_trusted;
 use super::{Authority, Frozen, volumes};
 use crate::ids::{BootCount, BootId, Incarnation, NodeId, Revision, SegmentId};
 use crate::limits::{
@@ -348,6 +349,13 @@ impl Authority {
                 presence.facts.insert(facts.segment, facts.clone());
             }
         }
+    }
+
+    /// Whether the node itself has said, since it became a member of this segment last, that its copy is not to be
+    /// trusted.
+    pub(super) fn disowns(&self, node: NodeId, segment: SegmentId) -> bool {
+        let facts = self.presence.get(&node).and_then(|presence| presence.facts.get(&segment));
+        facts.is_some_and(|facts| !is_trusted(facts))
     }
 
     fn on_report(&mut self, now: Time, node: NodeId, report: Report) {

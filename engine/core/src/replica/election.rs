@@ -3,7 +3,7 @@
 //! Whoever runs the election need not win it: the member with the best tail becomes primary, so nothing has to be
 //! fetched before the log is common again.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -15,6 +15,7 @@ use crate::epoch;
 use crate::ids::{Epoch, NodeId, Seq};
 use crate::limits::{PROPOSAL_RETRY, SEAL_PATIENCE, SEAL_WAIT, SILENCE};
 use crate::message::{Decision, Peer, Proposal, ToAuthority};
+use crate::record::Standing;
 use crate::time::{Span, Time};
 
 /// An election this member runs.
@@ -24,6 +25,8 @@ pub(super) struct Election {
     began: Time,
     sealed: Time,
     promises: BTreeMap<NodeId, Promised>,
+    /// Electable by the configuration, and not to be trusted by their own word (I9).
+    no_voters: BTreeSet<NodeId>,
     proposed: Option<Time>,
 }
 
@@ -55,6 +58,7 @@ impl Replica {
             began: now,
             sealed: now,
             promises: BTreeMap::new(),
+            no_voters: BTreeSet::new(),
             proposed: None,
         });
         self.meta.promised = wanted;
@@ -100,6 +104,24 @@ impl Replica {
         }
     }
 
+    /// A member that came back with less than it acknowledged has no voice; it becomes whole again as a candidate, even
+    /// where too few are left without it: nobody else can let it go (I9).
+    pub(super) fn on_no_voter(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        wanted: Epoch,
+        standing: Option<Standing>,
+        effects: &mut Effects,
+    ) {
+        let Role::Electing(election) = &mut self.role else { return };
+        let sound = matches!(standing, None | Some(Standing::Member | Standing::Joining { .. }));
+        if election.epoch == wanted && election.proposed.is_none() && !sound {
+            election.no_voters.insert(from);
+            self.election_tick(now, effects);
+        }
+    }
+
     pub(super) fn on_still_heard(&mut self, now: Time, wanted: Epoch) {
         let Role::Electing(election) = &self.role else { return };
         if election.epoch == wanted && election.proposed.is_none() {
@@ -141,7 +163,8 @@ impl Replica {
     /// that does not answer, longer for one that is there, because leaving it out costs a catch-up. The primary whose
     /// silence is the reason for all this has had its time already, even if its connection stands.
     fn patience(&self, election: &Election) -> Span {
-        let missing = || self.meta.config.electable.iter().filter(|node| !election.promises.contains_key(node));
+        let answered = |node: &NodeId| election.promises.contains_key(node) || election.no_voters.contains(node);
+        let missing = || self.meta.config.electable.iter().filter(|node| !answered(node));
         let enough = election.promises.len() >= usize::from(self.meta.config.min_copies);
         if missing().count() == 0 {
             Span::ZERO
@@ -186,13 +209,13 @@ impl Replica {
             self.meta.config.electable.iter().copied().filter(|node| promises.contains_key(node)).collect();
         let Some(primary) = members.iter().copied().max_by_key(|node| rank(*node)) else { return };
         let old = &self.meta.config;
-        let config = Config {
-            epoch: old.epoch.next(),
-            primary,
-            candidates: old.candidates.iter().copied().filter(|node| !members.contains(node)).collect(),
-            members,
-            ..old.clone()
-        };
+        let mut candidates: Vec<NodeId> =
+            old.candidates.iter().copied().filter(|node| !members.contains(node)).collect();
+        let room = usize::from(old.copies).saturating_sub(members.len() + candidates.len());
+        let back = election.no_voters.iter().copied().filter(|node| !members.contains(node));
+        let back: Vec<NodeId> = back.filter(|node| !candidates.contains(node)).take(room).collect();
+        candidates.extend(back);
+        let config = Config { epoch: old.epoch.next(), primary, candidates, members, ..old.clone() };
         election.proposed = Some(now);
         let proposal = Proposal { expected: old.epoch, config, promised: true };
         effects.push(Effect::Authority(ToAuthority::Proposals(vec![proposal])));

@@ -229,7 +229,11 @@ impl Replica {
         if from != self.meta.config.primary && (leads || self.hears_primary(now)) {
             return effects.send(from, Peer::StillHeard { epoch: wanted });
         }
-        if !self.is_trusted() || !epoch::may_promise(wanted, self.meta.promised, &self.meta.config) {
+        if !self.is_trusted() {
+            // Its log counts for nothing; who stands need not wait for it, and may ask it back as a candidate (I9).
+            return effects.send(from, Peer::Held { epoch: wanted, standing: Some(self.meta.standing) });
+        }
+        if !epoch::may_promise(wanted, self.meta.promised, &self.meta.config) {
             return;
         }
         let lease_left = self.granted.left(Some(from), now);

@@ -291,9 +291,16 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_held(&mut self, now: Time, from: NodeId, standing: Option<Standing>, effects: &mut Effects) {
+    pub(super) fn on_held(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        said: Epoch,
+        standing: Option<Standing>,
+        effects: &mut Effects,
+    ) {
         let known = self.meta.config.holders().any(|node| node == from);
-        let Role::Primary(primary) = &self.role else { return };
+        let Role::Primary(primary) = &self.role else { return self.on_no_voter(now, from, said, standing, effects) };
         // Said when it was left out, not when it was asked back.
         let early = primary.membership.is_early(from, now);
         if known && standing.is_some() && !early {

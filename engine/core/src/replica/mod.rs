@@ -222,7 +222,7 @@ impl Replica {
                 self.on_adopted(now, from, epoch, log_epoch, last, sent, effects);
             }
             Peer::Invite { config } => self.on_invite(now, from, config, effects),
-            Peer::Held { epoch: _, standing } => self.on_held(now, from, standing, effects),
+            Peer::Held { epoch, standing } => self.on_held(now, from, epoch, standing, effects),
             Peer::Stream { epoch, first } => self.on_stream(now, from, epoch, first, effects),
             Peer::CopyList { stream, above, from: first, .. } => {
                 self.on_copy_list(from, stream, above, first, effects);

@@ -10,6 +10,7 @@ use crate::world::World;
 told! {
     a_rolled_back_backup_comes_back_by_catch_up: 50,
     a_rolled_back_device_is_never_elected_alone: 51,
+    a_rolled_back_primary_of_two_does_not_keep_the_other_waiting: 52,
 }
 
 /// Stops the node, and starts it again with a device as it was two boots ago.
@@ -53,5 +54,18 @@ fn a_rolled_back_device_is_never_elected_alone(seed: u64) {
     w.start(backups[1]);
     expect_progress(&mut w, Span::seconds(20));
     expect_whole(&mut w, Span::seconds(30));
+    w.verify();
+}
+
+fn a_rolled_back_primary_of_two_does_not_keep_the_other_waiting(seed: u64) {
+    // Without it there are fewer than min_copies, and it is in touch: nobody may leave it out, and nobody elect it.
+    let mut w = World::serving(seed, 2, 2, 2, 4);
+    w.load(256);
+    w.run(Span::seconds(2));
+    let primary = w.primary();
+    roll_back(&mut w, primary);
+    w.start(primary);
+    expect_whole(&mut w, Span::seconds(20));
+    expect_progress(&mut w, Span::seconds(5));
     w.verify();
 }
