@@ -19,7 +19,7 @@ use crate::network::{NETS, Net};
 use crate::node::{Heard, Process};
 use crate::world::{Event, Shape, World};
 
-const VOLUME: &str = "story";
+pub(crate) const VOLUME: &str = "story";
 const MIB: u64 = 1 << 20;
 /// How long it takes until both ends know of a connection that was reset.
 pub(crate) const RESET: Span = Span::millis(2);

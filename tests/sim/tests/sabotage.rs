@@ -32,7 +32,7 @@ const TABLE: [(Invariant, Witness); 14] = [
     (Invariant::I8, Told("a_backup_whose_device_hangs_is_left_out_by_its_prepare_deadline")),
     (Invariant::I9, Swarm(40)),
     (Invariant::I10, Swarm(40)),
-    (Invariant::I11, Swarm(40)),
+    (Invariant::I11, Told("an_authority_from_an_old_backup_changes_nothing")),
     (Invariant::I12, Swarm(40)),
     (Invariant::I13, Told("where_there_is_no_space_no_copy_is_made")),
     (Invariant::I14, Told("what_has_rotted_is_refused_and_never_shown")),

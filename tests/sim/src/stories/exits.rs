@@ -1,16 +1,20 @@
 //! States nobody gets out of alone elsewhere: devices rolled back, copies that may not be trusted (I9, I11).
 
+use engine_core::authority::document::AttachVolume;
+use engine_core::authority::io::Call;
 use engine_core::ids::NodeId;
 use engine_core::replica::io::RoleName;
 use engine_core::time::Span;
 
 use super::{busy, expect_progress, expect_whole};
+use crate::faults::VOLUME;
 use crate::world::World;
 
 told! {
     a_rolled_back_backup_comes_back_by_catch_up: 50,
     a_rolled_back_device_is_never_elected_alone: 51,
     a_rolled_back_primary_of_two_does_not_keep_the_other_waiting: 52,
+    an_authority_from_an_old_backup_changes_nothing: 53,
 }
 
 /// Stops the node, and starts it again with a device as it was two boots ago.
@@ -68,4 +72,24 @@ fn a_rolled_back_primary_of_two_does_not_keep_the_other_waiting(seed: u64) {
     expect_whole(&mut w, Span::seconds(20));
     expect_progress(&mut w, Span::seconds(5));
     w.verify();
+}
+
+fn an_authority_from_an_old_backup_changes_nothing(seed: u64) {
+    let mut w = busy(seed);
+    let old = w.seat.records.clone();
+    let backup = w.backups()[0];
+    w.crash(backup, true);
+    expect_progress(&mut w, Span::seconds(4));
+    w.start(backup);
+    expect_whole(&mut w, Span::seconds(20));
+    // The nodes hear of its revision every so often.
+    w.run(Span::seconds(5));
+    w.stop_authority();
+    w.seat.records = old;
+    w.start_authority();
+    w.run(Span::seconds(3));
+    // I11: it says so, changes nothing, and the volume serves as it is.
+    let said = w.call(Call::Attach(VOLUME.into(), AttachVolume { client: "late".into() }), Span::seconds(40));
+    assert!(said.as_ref().is_err_and(|error| error.contains("frozen")), "{said:?}");
+    expect_progress(&mut w, Span::seconds(2));
 }
