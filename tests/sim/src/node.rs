@@ -235,6 +235,11 @@ impl Process {
         self.quay.store_mut().inner.device_mut()
     }
 
+    /// Whether it has heard that it has a connection to this one.
+    pub(crate) fn is_up(&mut self, peer: NodeId) -> bool {
+        self.quay.wires().up.contains(&peer)
+    }
+
     pub(crate) fn replica(&self, segment: SegmentId) -> Option<&Replica> {
         self.quay.replica(segment)
     }

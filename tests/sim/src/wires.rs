@@ -120,6 +120,11 @@ impl World {
             self.coverage.count("state: live traffic on the replication network");
             self.after(PRIMARY_AGAIN, Event::Better { way, link });
         }
+        // The end of the connection before may not have been heard of yet: a node hears of it first.
+        let heard_up = self.places.get_mut(&from).and_then(|place| place.process.as_mut()).is_some_and(|p| p.is_up(to));
+        if heard_up {
+            self.on_node(from, life, Heard::PeerDown { node: to, refused: false });
+        }
         self.on_node(from, life, Heard::PeerUp(to));
     }
 

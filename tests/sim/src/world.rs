@@ -387,6 +387,8 @@ impl World {
             Event::Dial { way, lane, net, life } => self.on_dial(way, lane, net, life),
             Event::Better { way, link } => self.on_better(way, link),
             Event::Stalled { way, lane, link } => self.on_stalled(way, lane, link),
+            // Of a connection that has been replaced since: the node knows.
+            Event::Broken { way, .. } if self.network.number(way, Lane::Live) != 0 => {}
             Event::Broken { way: (from, to), life, refused } => {
                 self.on_node(from, life, Heard::PeerDown { node: to, refused });
                 self.dial(from, to, Lane::Live);
