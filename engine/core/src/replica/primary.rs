@@ -292,6 +292,11 @@ impl Replica {
         let (segment, commit) = (self.segment, self.log.commit());
         let Role::Primary(primary) = &mut self.role else { return };
         let Some((generation, through)) = primary.fence else { return };
+        // Nor below min_copies: whoever is electable beside it may hold an older write that this one has never seen, and
+        // commit it in a later epoch (I5). It is dropped for certain once an epoch that may commit has begun.
+        if !self.meta.config.may_commit() {
+            return;
+        }
         // Nor before its epoch is durable: a restart would begin that epoch anew, with the generation it came with.
         if primary.resolved && commit >= through && primary.membership.awaited.is_none() {
             primary.fence = None;
