@@ -99,7 +99,8 @@ impl Replica {
             return Time(0);
         }
         let plans = &primary.membership;
-        let unsynced = primary.peers.0.iter().filter(|(node, peer)| !peer.synced && self.is_up(**node));
+        let asks = |node, peer: &PeerState| !primary.is_beginning() && !peer.synced && self.is_up(node);
+        let unsynced = primary.peers.0.iter().filter(|(node, peer)| asks(**node, peer));
         let ask = unsynced.map(|(_, peer)| peer.asked + ASK_AGAIN).min();
         let invite = |node| plans.invites.get(&node).map_or(Time(0), |invite| invite.at);
         let invite = outsiders(&self.meta.config, self.node, &self.links).map(invite).min();
@@ -143,6 +144,9 @@ impl Replica {
     /// Asks those again who have a connection and have not said where they stand.
     fn ask_unsynced(&mut self, now: Time, effects: &mut Effects) {
         let Role::Primary(primary) = &self.role else { return };
+        if primary.is_beginning() {
+            return;
+        }
         let silent = |peer: &PeerState| !peer.synced && now.since(peer.asked) >= ASK_AGAIN;
         let asked: Vec<NodeId> =
             primary.peers.0.iter().filter(|(_, peer)| silent(peer)).map(|(node, _)| *node).collect();
@@ -162,7 +166,9 @@ impl Replica {
             invite.backoff.reset();
         }
         if primary.peers.0.contains_key(&node) {
-            self.send_advance(now, node, effects);
+            if !primary.is_beginning() {
+                self.send_advance(now, node, effects);
+            }
         } else {
             self.invite_former(now, effects);
         }

@@ -68,6 +68,12 @@ impl Primary {
         self.resolved
     }
 
+    /// Whether its first record is not durable: nobody may hear of this reign yet. A restart would forget it and begin the
+    /// same epoch with another log, which those who adopted this one would take for theirs (I2, I9).
+    pub(super) fn is_beginning(&self) -> bool {
+        self.membership.awaited == Some(self.reign)
+    }
+
     /// Whether it has led for less than `span`, whatever its epoch.
     pub(super) fn is_new(&self, span: Span, now: Time) -> bool {
         now.since(self.began) < span
@@ -107,6 +113,11 @@ impl Replica {
         }));
         effects.persist(vec![self.state_record()]).then_feed(Durable::Begun(epoch));
         self.want_peers(effects);
+        self.serve_early(now, effects);
+    }
+
+    /// Tells members and candidates of the reign that has begun.
+    fn announce_reign(&mut self, now: Time, effects: &mut Effects) {
         for node in self.meta.config.members.clone() {
             if node != self.node && self.is_up(node) {
                 self.send_reconcile(now, node, effects);
@@ -115,10 +126,9 @@ impl Replica {
         for node in self.meta.config.candidates.clone() {
             self.send_advance(now, node, effects);
         }
-        self.serve_early(now, effects);
     }
 
-    /// The record of the epoch at work is durable: now its acknowledgements may be given (I2).
+    /// The record of the epoch at work is durable: now it may be spoken of, and its acknowledgements given (I2).
     pub(super) fn on_begun(&mut self, now: Time, epoch: Epoch, effects: &mut Effects) {
         let last = self.log.last();
         let Role::Primary(primary) = &mut self.role else {
@@ -126,10 +136,14 @@ impl Replica {
             return;
         };
         if primary.membership.awaited == Some(epoch) {
+            let begins = primary.is_beginning();
             primary.membership.awaited = None;
             // Persists become durable in order: what was in the log before the epoch began is durable too.
             self.durable = self.durable.max(primary.began_with);
             self.writing_since = (self.durable < last).then_some(now);
+            if begins {
+                self.announce_reign(now, effects);
+            }
             self.primary_advance(now, effects);
         }
     }

@@ -265,10 +265,12 @@ impl Work {
         }
         let map = api.map(name).map_err(|failure| failure.what)?;
         let members = map.segments.first().map(|config| config.members.clone()).unwrap_or_default();
+        // Members may be others than when the volume was opened: they are asked by way of today's map.
+        let today = reach::open(api, &map, None);
         let until = Instant::now() + CATCH_UP;
         for node in members {
             for first in (0..BLOCKS).step_by(index(STEP)) {
-                while let Err(wrong) = self.peek(node, first, len).await {
+                while let Err(wrong) = self.peek(&today, node, first, len).await {
                     if Instant::now() > until {
                         return Err(format!("member {node}: {wrong}"));
                     }
@@ -280,8 +282,8 @@ impl Work {
         Ok(verified)
     }
 
-    async fn peek(&self, node: NodeId, first: u64, len: u64) -> Result<(), String> {
-        self.judge_run(first, &self.volume.peek(node, first * BLOCK as u64, len).await?)
+    async fn peek(&self, volume: &Reach, node: NodeId, first: u64, len: u64) -> Result<(), String> {
+        self.judge_run(first, &volume.peek(node, first * BLOCK as u64, len).await?)
     }
 
     fn judge_run(&self, first: u64, data: &Bytes) -> Result<(), String> {

@@ -13,7 +13,7 @@ use crate::ids::{BlockIndex, Generation, Incarnation, RequestId, SegmentId, Seq,
 use crate::limits::{LEASE, PREPARE_DEADLINE, PROPOSAL_RETRY, SILENCE, TICK};
 use crate::message::{self, Decision, Op, Reply, ToAuthority};
 use crate::record::{Blocks, Change, Meta, Recovered, Standing};
-use crate::replica::io::{Effect, Input, ReadPurpose};
+use crate::replica::io::{Durable, Effect, Input, ReadPurpose};
 
 const SEGMENT: SegmentId = SegmentId { volume: VolumeId(1), index: 0 };
 const A: NodeId = NodeId(1);
@@ -339,6 +339,24 @@ fn a_request_that_comes_before_begin_waits_for_it() {
     let nonsense = trio.write(other, config.epoch.0 + 7);
     trio.pass(Span(EARLY_WAIT.0 + TICK.0));
     assert!(sends_to(trio.answer(nonsense), other, config.primary));
+}
+
+/// Seed 200839 of the swarm: a successor that ended before its epoch was durable began it again with a shorter log, and
+/// those who had adopted the first one took it for theirs.
+#[test]
+fn nobody_hears_of_a_reign_whose_first_record_is_not_durable() {
+    let mut trio = Trio::new(&[A, B, C], 2);
+    trio.still = vec![B, C];
+    trio.give(A, Input::Stopping);
+    let config = trio.record.config.clone();
+    let other = if config.primary == B { C } else { B };
+    assert!(matches!(trio.node(config.primary).role, Role::Primary(_)), "it has begun, for itself");
+    trio.give(config.primary, Input::PeerUp(other));
+    trio.pass(Span::millis(50));
+    assert!(epoch::is_ahead(config.epoch, &trio.node(other).meta.config), "I2, I9");
+    trio.still.clear();
+    trio.give(config.primary, Input::Durable(Durable::Begun(config.epoch)));
+    assert!(trio.serves(config.primary));
 }
 
 #[test]
