@@ -86,6 +86,16 @@ impl History {
         }
     }
 
+    /// A person said that acknowledged writes may be gone (I11): of each block any version may be there, and from now on
+    /// it is that one for everybody.
+    pub(crate) fn lost(&mut self, now: Time) {
+        for known in self.blocks.values_mut() {
+            (known.acknowledged, known.seen) = (0, 0);
+        }
+        self.undecided.clear();
+        self.linear.lost(now);
+    }
+
     /// Looks for an order that explains everything.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.clocks_agree { self.linear.check().map_err(|torn| torn.to_string()) } else { Ok(()) }
@@ -184,8 +194,8 @@ impl History {
     }
 }
 
-/// Checks that `new` may follow `old`.
-pub(crate) fn follows(old: Option<&Config>, new: &Config) {
+/// Checks that `new` may follow `old`; of the nodes that are `gone` a person said that nothing is left.
+pub(crate) fn follows(old: Option<&Config>, new: &Config, gone: &[NodeId]) {
     let mut places: Vec<NodeId> = new.members.iter().chain(&new.candidates).copied().collect();
     places.sort_unstable();
     places.dedup();
@@ -195,11 +205,19 @@ pub(crate) fn follows(old: Option<&Config>, new: &Config) {
     let Some(old) = old else { return };
     assert_eq!(new.epoch, old.epoch.next(), "one chain (I1): {old:?} then {new:?}");
     assert!(new.generation >= old.generation);
+    if new.incarnation > old.incarnation {
+        // A person said whose copy counts: that one alone begins a new life (I11).
+        let alone = new.members.len() == 1 && new.electable == new.members;
+        let held = old.holders().any(|node| node == new.primary);
+        assert!(alone && held && new.candidates.is_empty(), "{old:?} then {new:?} (I11)");
+        return;
+    }
     for node in &new.members {
         let known = old.is_member(*node) || old.is_candidate(*node) || old.electable.contains(node);
         assert!(known, "{node} came from nowhere (I10): {old:?} then {new:?}");
     }
     if !new.may_commit() {
-        assert!(old.electable.iter().all(|node| new.electable.contains(node)), "I5: {old:?} then {new:?}");
+        let kept = |node: &NodeId| new.electable.contains(node) || gone.contains(node);
+        assert!(old.electable.iter().all(kept), "I5: {old:?} then {new:?}");
     }
 }

@@ -147,6 +147,21 @@ impl World {
         place.disk = image.image();
     }
 
+    /// A node that is gone gets a blank disk, as long as the one it had.
+    pub(crate) fn new_disk(&mut self, node: NodeId, extents: u64) {
+        let place = self.places.get_mut(&node).expect("a node");
+        assert!(place.process.is_none(), "{node} runs");
+        place.disks += 1;
+        place.disk = crate::node::format(node, place.disks, extents);
+        place.refuses = true;
+    }
+
+    /// The authority dies and is started again at once.
+    pub(crate) fn restart_authority(&mut self) {
+        self.stop_authority();
+        self.start_authority();
+    }
+
     /// The node stops on purpose, as a node's process does: it serves on until it may go, or has waited long enough.
     pub(crate) fn stop(&mut self, node: NodeId) {
         let place = self.places.get_mut(&node).expect("a node");

@@ -96,6 +96,13 @@ impl Linear {
         }
     }
 
+    /// What was there by now may be there or not: as if all of it were begun now, and answered by nobody.
+    pub(crate) fn lost(&mut self, now: Time) {
+        for cluster in self.blocks.values_mut().flat_map(BTreeMap::values_mut) {
+            (cluster.first_end, cluster.last_start, cluster.unseen) = (NEVER, now, true);
+        }
+    }
+
     /// A read has returned a version; 0: zeros.
     pub(crate) fn read(&mut self, begun: Time, now: Time, place: Place, version: u64) {
         let versions = self.blocks.entry(place).or_insert_with(fresh);

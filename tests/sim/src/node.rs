@@ -105,15 +105,15 @@ pub(crate) struct Process {
     pub(crate) leaving: bool,
 }
 
-/// A blank, formatted disk for `node`.
-pub(crate) fn format(node: NodeId, extents: u64) -> Disk {
+/// A blank, formatted disk for `node`: its first one, or the next ones.
+pub(crate) fn format(node: NodeId, which: u64, extents: u64) -> Disk {
     let size = (WAL_SIZE_MIN + 64 * 1024 * 1024 + extents * EXTENT_SIZE).next_multiple_of(1024 * 1024);
     let geometry = Geometry::plan(size, 1, WAL_SIZE_MIN).expect("large enough");
     let superblock = Superblock {
         features: 0,
         cluster: CLUSTER,
         node,
-        device: DeviceId(u128::from(node.0)),
+        device: DeviceId(u128::from(node.0) | u128::from(which) << 64),
         boot: BootCount(0),
         geometry,
         revision: Revision(0),

@@ -99,10 +99,7 @@ impl World {
             match effect {
                 Effect::Save(changes) => self.save(changes),
                 Effect::Accept { .. } => {}
-                Effect::Refuse { session, reason } => {
-                    assert!(self.damage, "{session:?} is refused: {reason}");
-                    self.coverage.count("state: a node was refused");
-                }
+                Effect::Refuse { session, reason } => self.refused(session, &reason),
                 Effect::Send { to, message } => self.authority_says(to, message),
                 Effect::Answer { call, result } => {
                     let result = result.map_err(|error| format!("{error}"));
@@ -115,6 +112,16 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The connection is closed; whoever was refused comes again.
+    fn refused(&mut self, session: SessionRef, reason: &str) {
+        let Some((node, life)) = self.seat.sessions.remove(&session) else { return };
+        let place = &self.places[&node];
+        assert!(self.damage || place.disks > 0, "{node} is refused: {reason}");
+        self.coverage.count("state: a node was refused");
+        self.say(&format!("{node} is refused: {reason}"));
+        self.register_soon(node, life);
     }
 
     pub(crate) fn authority_says(&mut self, to: NodeId, message: FromAuthority) {
@@ -130,6 +137,9 @@ impl World {
     }
 
     pub(crate) fn save(&mut self, changes: Vec<RecordChange>) {
+        let stored = self.seat.records.iter().map(|(key, record)| (key, &record.value));
+        let changed = changes.iter().filter_map(|change| Some((&change.key, change.value.as_ref()?)));
+        let gone: Vec<NodeId> = stored.chain(changed).filter_map(|(key, value)| lost(key, value)).collect();
         for RecordChange { key, expected, value } in changes {
             let version = self.seat.records.get(&key).map_or(0, |record| record.version);
             assert_eq!(version, expected, "a compare-and-swap of {key} failed");
@@ -142,7 +152,10 @@ impl World {
                     Value::Segment(old) => Some(&old.config),
                     _ => None,
                 });
-                checkers::follows(old, &record.config);
+                // What else is known of a segment may change by itself.
+                if old != Some(&record.config) {
+                    checkers::follows(old, &record.config, &gone);
+                }
                 if let Some(old) = old {
                     self.coverage.installed(old, &record.config);
                 }
@@ -178,5 +191,13 @@ impl World {
     pub(crate) fn all_segments(&self) -> Vec<SegmentId> {
         let segment = |key: &Key| if let Key::Segment(segment) = key { Some(*segment) } else { None };
         self.seat.records.keys().filter_map(segment).collect()
+    }
+}
+
+/// The node whose device is gone for good, as a person said.
+fn lost(key: &Key, value: &Value) -> Option<NodeId> {
+    match (key, value) {
+        (Key::Node(node), Value::Node(record)) if record.device_lost => Some(*node),
+        _ => None,
     }
 }

@@ -116,6 +116,8 @@ pub(crate) enum Event {
 /// A node's place: what survives its process.
 pub(crate) struct Place {
     pub(crate) disk: Disk,
+    /// Disks it had before this one.
+    pub(crate) disks: u64,
     pub(crate) process: Option<Process>,
     /// Number of the present run.
     pub(crate) life: u64,
@@ -135,7 +137,8 @@ pub(crate) struct Place {
 impl Place {
     fn new(node: NodeId, zone: String, extents: u64, ahead: u64) -> Self {
         Self {
-            disk: node::format(node, extents),
+            disk: node::format(node, 0, extents),
+            disks: 0,
             process: None,
             life: 0,
             zone,

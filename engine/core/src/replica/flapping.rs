@@ -32,6 +32,11 @@ impl Flaps {
         lost.last = now;
     }
 
+    /// Whether this node was lost less than `span` ago.
+    pub(super) fn lost_within(&self, span: Span, node: NodeId, now: Time) -> bool {
+        self.lost.get(&node).is_some_and(|lost| now.since(lost.last) < span)
+    }
+
     /// How long the connection of this node has to hold before it is asked back.
     pub(super) fn quiet(&self, node: NodeId, now: Time) -> Span {
         let Some(lost) = self.lost.get(&node).filter(|lost| now.since(lost.last) < FLAP_WINDOW) else {
@@ -60,6 +65,7 @@ mod tests {
             pauses.push(flaps.quiet(node, now).as_millis());
         }
         assert_eq!(pauses, [0, 0, 2000, 4000, 8000, 10_000, 10_000]);
+        assert!(flaps.lost_within(Span::seconds(4), node, now) && !flaps.lost_within(Span::seconds(3), node, now));
         assert_eq!(flaps.quiet(NodeId(3), now), Span::ZERO);
         assert_eq!(flaps.quiet(node, now + FLAP_WINDOW), Span::ZERO, "forgotten");
     }

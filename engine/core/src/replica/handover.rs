@@ -233,6 +233,10 @@ impl Replica {
 
     fn wish_for(&mut self, now: Time, to: NodeId, effects: &mut Effects) {
         let Role::Primary(primary) = &mut self.role else { return };
+        // Who was lost a moment ago may have said so before, and may be lost again: its link is no better than this one's.
+        if primary.membership.was_lost_lately(to, now) {
+            return;
+        }
         primary.wish = Some(Wish { to, until: now + WISH_FOR });
         self.reconsider(now, effects);
     }

@@ -16,7 +16,7 @@ use super::{Link, Replica, Role};
 use crate::config::Config;
 use crate::epoch;
 use crate::ids::{Epoch, NodeId, PermitId, Seq};
-use crate::limits::{BEAT_EVERY, INVITE_MAX, INVITE_MIN, PREPARE_DEADLINE, PROPOSAL_RETRY};
+use crate::limits::{BEAT_EVERY, INVITE_MAX, INVITE_MIN, PREPARE_DEADLINE, PROPOSAL_RETRY, TAKE_OVER_PAUSE};
 use crate::message::{Decision, Peer, PermitAsk, Proposal, ToAuthority};
 use crate::record::{Entry, Standing};
 use crate::remirror::backoff::Backoff;
@@ -73,6 +73,11 @@ impl Membership {
             beat_at: now,
             awaited: Some(epoch),
         }
+    }
+
+    /// Whether a member was left out so shortly ago that the lead is not given to it for anybody's sake.
+    pub(super) fn was_lost_lately(&self, node: NodeId, now: Time) -> bool {
+        self.flaps.lost_within(TAKE_OVER_PAUSE, node, now)
     }
 
     /// Whether a former member has to be quiet for longer before it is let in again.

@@ -1,14 +1,18 @@
 //! Clients that come and go, and an authority that is silent (I2, I8).
 
+use engine_core::ids::NodeId;
+use engine_core::replica::io::RoleName;
 use engine_core::time::Span;
 
 use super::{busy, expect_progress, expect_whole};
+use crate::world::World;
 
 told! {
     a_new_attachment_fences_the_old_one: 34,
     an_attachment_fences_writes_under_way_while_the_primary_dies: 35,
     a_lost_answer_of_the_authority_does_not_stop_the_primary: 36,
     healthy_segments_serve_without_the_authority: 37,
+    a_primary_that_is_alone_confirms_no_fence: 39,
     the_same_seed_gives_the_same_trace: 50,
 }
 
@@ -79,6 +83,44 @@ fn healthy_segments_serve_without_the_authority(seed: u64) {
     w.start(backup);
     expect_whole(&mut w, Span::seconds(10));
     w.verify();
+}
+
+fn leads_alone(w: &mut World, node: NodeId) {
+    let segment = w.segment();
+    w.expect("it leads alone", Span::seconds(20), |w| {
+        w.config(segment).members == [node] && w.role(node, segment) == Some(RoleName::Primary)
+    });
+}
+
+fn a_primary_that_is_alone_confirms_no_fence(seed: u64) {
+    let mut w = World::serving(seed, 2, 2, 2, 4);
+    let (segment, first, second) = (w.segment(), w.primary(), w.backups()[0]);
+    w.write(segment, 5, 1);
+    w.expect_done(Span::seconds(2));
+    // A write that one of the two holds, and nobody has an answer to.
+    w.block(first, second);
+    w.write(segment, 5, 1);
+    w.run(Span::millis(100));
+    w.kill(first);
+    w.heal();
+    leads_alone(&mut w, second);
+    // I2, I5: whoever attaches now cannot be told that nothing older will happen: it may, once the other is back.
+    let old = w.attached;
+    w.begin_attach();
+    w.run(Span::seconds(5));
+    if w.attached != old {
+        w.read(segment, 5, 1);
+        w.expect_done(Span::seconds(3));
+    }
+    let too_early = w.attached != old;
+    w.kill(second);
+    w.start(first);
+    leads_alone(&mut w, first);
+    w.start(second);
+    expect_whole(&mut w, Span::seconds(20));
+    w.expect("a client is attached", Span::seconds(40), |w| w.attached != old);
+    w.verify();
+    assert!(!too_early, "it was told too early, though no harm came of it");
 }
 
 fn the_same_seed_gives_the_same_trace(seed: u64) {

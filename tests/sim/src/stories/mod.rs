@@ -37,23 +37,29 @@ macro_rules! told {
 }
 
 mod attachments;
+mod balance;
 mod copies;
 mod exits;
 mod leases;
 mod leaving;
 mod losses;
+mod reach;
+mod repairs;
 mod weather;
 
 /// All stories.
 pub fn stories() -> impl Iterator<Item = &'static Story> {
     // One line each: who adds a file touches nobody else's.
-    let all: [&[Story]; 7] = [
+    let all: [&[Story]; 10] = [
         attachments::STORIES,
+        balance::STORIES,
         copies::STORIES,
         exits::STORIES,
         leases::STORIES,
         leaving::STORIES,
         losses::STORIES,
+        reach::STORIES,
+        repairs::STORIES,
         weather::STORIES,
     ];
     all.into_iter().flatten()
@@ -88,6 +94,18 @@ fn longest_gap(w: &mut World, span: Span) -> Span {
             (count, last) = (w.history.acknowledged, w.now);
         }
         longest = longest.max(w.now.since(last));
+    }
+    longest
+}
+
+/// The longest time anything asked for has waited while the world goes on for `span`.
+fn longest_wait(w: &mut World, span: Span) -> Span {
+    let end = w.now + span;
+    let mut longest = Span::ZERO;
+    while w.now < end {
+        w.run(Span::millis(1));
+        let tasks = w.client().into_iter().flat_map(|client| client.tasks.values());
+        longest = tasks.map(|task| w.now.since(task.begun)).fold(longest, Span::max);
     }
     longest
 }
