@@ -276,6 +276,12 @@ pub const INVITE_MAX: Span = Span::seconds(5);
 pub const NBD_HANDSHAKE: Span = Span::seconds(10);
 /// How long a closing NBD connection waits for its client to take the replies, and a stopping server for its requests.
 pub const NBD_FAREWELL: Span = Span::seconds(5);
+/// Messages of proposals that wait while the authority waits for its nodes; who is lost among them proposes again.
+pub const STANDSTILL_MESSAGES_MAX: usize = 4 * NODES_MAX;
+/// Calls that wait meanwhile; further ones are answered at once.
+pub const STANDSTILL_CALLS_MAX: usize = 256;
+/// How long they do; nodes come back to a restarted authority sooner.
+pub const STANDSTILL_PATIENCE: Span = Span::seconds(5);
 /// How often time is handed to the authority's machine.
 pub const AUTHORITY_TICK: Span = Span::millis(100);
 /// How often an attach repeats its fences.

@@ -13,7 +13,7 @@ use crate::ids::{
 };
 use crate::limits::TEXT_BYTES_MAX;
 use crate::record::{Blocks, Change, Entry, ExtentCopy, Standing};
-pub use crate::report::{CopyReport, NodeAddress, Registration, ReplicaReport, Report};
+pub use crate::report::{CopyReport, HeldConfig, NodeAddress, Registration, ReplicaReport, Report};
 use crate::time::{Span, Time};
 
 /// Which connection of a node pair a message takes.
@@ -411,6 +411,13 @@ pub enum ToAuthority {
         /// Whether there was space.
         granted: bool,
     },
+    /// Configurations of the replicas held, in parts, because `ShowConfigs` asked for them.
+    Configs {
+        /// Some of them.
+        part: Vec<HeldConfig>,
+        /// Whether this is the last part.
+        last: bool,
+    },
     /// The replica is gone from here.
     Released {
         /// The segment.
@@ -530,6 +537,9 @@ pub enum FromAuthority {
         /// Only this life of it.
         incarnation: Incarnation,
     },
+    /// Tell the configuration of every replica held: these records are older than what nodes know, and a person may want
+    /// to go on with what they report (I11). Answered by `Configs`.
+    ShowConfigs,
     /// A person said that this replica counts from now on, in a new life of its segment, whatever is lost (I11);
     /// answered by `Created` for that life.
     Recover {

@@ -5,6 +5,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::config::Config;
 use crate::ids::{BootCount, DeviceId, Epoch, Incarnation, NodeId, Revision, SegmentId, Seq};
 use crate::record::Standing;
 
@@ -55,6 +56,15 @@ pub struct ReplicaReport {
     pub commit: Seq,
     /// Last entry of its log.
     pub last: Seq,
+}
+
+/// What a replica knows about its segment's configuration.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HeldConfig {
+    /// The last configuration it adopted.
+    pub config: Config,
+    /// Nothing below this epoch is obeyed there any more (I2).
+    pub promised: Epoch,
 }
 
 /// Progress of bringing one replica up to date on the reporting node.

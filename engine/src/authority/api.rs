@@ -15,13 +15,14 @@
 //! | `GET /v1/volumes/{name}/explain` | [`Explain`] |
 //! | `POST /v1/volumes/{name}/recover` [`RecoverVolume`] | [`Consequences`]; loses data, so it has to be named (I16) |
 //! | `POST /v1/nodes/{id}/replace-device` [`ReplaceDevice`], `.../release` [`ReleaseCopies`] | [`Consequences`] |
+//! | `POST /v1/authority/accept-older` [`AcceptOlder`] | [`Consequences`]; forgets, so the revision has to be named (I11) |
 //! | `GET /v1/openapi.json` | the OpenAPI document |
 //!
 //! Errors are [`ErrorBody`] with status 400 (`invalid`), 404 (`not_found`), 409 (`illegal_state`, `refused`),
 //! 503 (`unavailable`), 504 (`timeout`), 507 (`no_space`).
 
 pub use engine_core::authority::document::{
-    Address, AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain, ExplainReplica,
-    ExplainSegment, Health, NodeInfo, Quarantined, RecoverVolume, ReleaseCopies, RemirrorCounts, ReplaceDevice,
-    ResizeVolume, SegmentCounts, SegmentName, Spread, Status, VolumeInfo, VolumeMap,
+    AcceptOlder, Address, AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain,
+    ExplainReplica, ExplainSegment, Health, NodeInfo, Quarantined, RecoverVolume, ReleaseCopies, RemirrorCounts,
+    ReplaceDevice, ResizeVolume, SegmentCounts, SegmentName, Spread, Status, VolumeInfo, VolumeMap,
 };

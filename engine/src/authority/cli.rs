@@ -21,9 +21,6 @@ pub struct Args {
     /// How long a missing replica may come back before its segment is re-mirrored elsewhere.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub grace: u64,
-    /// Go on from these records although nodes have seen newer ones (after a restored backup).
-    #[arg(long)]
-    pub accept_older: bool,
 }
 
 /// Runs until SIGTERM or SIGINT; says on stdout when and where it listens.
@@ -37,12 +34,7 @@ pub fn run(args: Args) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    let options = Options {
-        dir: args.dir,
-        listen: args.listen,
-        grace: Duration::from_secs(args.grace),
-        accept_older: args.accept_older,
-    };
+    let options = Options { dir: args.dir, listen: args.listen, grace: Duration::from_secs(args.grace) };
     let served = runtime.block_on(async {
         let stop = stop_signal()?;
         let ready = |cluster, address| {

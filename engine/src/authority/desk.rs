@@ -35,8 +35,6 @@ pub struct Options {
     pub listen: String,
     /// How long a missing replica may come back before its segment is re-mirrored.
     pub grace: Duration,
-    /// Go on from these records even if nodes have seen newer ones (I11).
-    pub accept_older: bool,
 }
 
 /// Why an authority did not start, or ended.
@@ -92,7 +90,6 @@ pub async fn serve(
         cluster: ClusterId(random()?),
         grace: Span(u64::try_from(options.grace.as_nanos()).unwrap_or(u64::MAX)),
         seed: getrandom::u64().map_err(ServeError::Random)?,
-        accept_older: options.accept_older,
     };
     let core = Authority::restore(records.load()?, &setup)?;
     let mut desk = Desk::new(core, records);

@@ -18,8 +18,8 @@ use tokio::sync::oneshot;
 use utoipa::OpenApi;
 
 use super::api::{
-    AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo, RecoverVolume,
-    ReleaseCopies, ReplaceDevice, ResizeVolume, Status, VolumeInfo, VolumeMap,
+    AcceptOlder, AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo,
+    RecoverVolume, ReleaseCopies, ReplaceDevice, ResizeVolume, Status, VolumeInfo, VolumeMap,
 };
 use super::desk::{Event, Outcome};
 use super::door::HttpDoor;
@@ -77,6 +77,7 @@ fn router(desk: Desk) -> Router {
         .route("/v1/volumes/{name}/recover", post(recover_volume))
         .route("/v1/nodes/{id}/replace-device", post(replace_device))
         .route("/v1/nodes/{id}/release", post(release_copies))
+        .route("/v1/authority/accept-older", post(accept_older))
         .route("/v1/openapi.json", get(openapi_json))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -104,6 +105,7 @@ fn router(desk: Desk) -> Router {
         recover_volume,
         replace_device,
         release_copies,
+        accept_older,
         openapi_json
     ),
     components(schemas(ErrorBody))
@@ -251,6 +253,17 @@ async fn replace_device(State(desk): State<Desk>, id: Name, body: Body) -> Handl
 )]
 async fn release_copies(State(desk): State<Desk>, id: Name, body: Body) -> Handled {
     answer(desk.ask(Call::Release(node_id(id)?, parse::<ReleaseCopies>(body)?)).await)
+}
+
+/// There is no newer record than this older one; what nodes know beyond it is taken over as far as it can be.
+#[utoipa::path(
+    post,
+    path = "/v1/authority/accept-older",
+    request_body = AcceptOlder,
+    responses((status = 200, body = Consequences), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody))
+)]
+async fn accept_older(State(desk): State<Desk>, body: Body) -> Handled {
+    answer(desk.ask(Call::AcceptOlder(parse::<AcceptOlder>(body)?)).await)
 }
 
 /// One copy of a segment counts from now on, in a new life; every other one starts from nothing.

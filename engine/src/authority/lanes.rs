@@ -52,7 +52,7 @@ impl Class {
             | ToAuthority::Created { .. }
             | ToAuthority::Reserved { .. }
             | ToAuthority::Released { .. } => Self::Changes,
-            ToAuthority::Register(_) | ToAuthority::Replicas { .. } => Self::Sessions,
+            ToAuthority::Register(_) | ToAuthority::Replicas { .. } | ToAuthority::Configs { .. } => Self::Sessions,
             ToAuthority::Report(_) | ToAuthority::PermitAsks(_) => Self::Reports,
         }
     }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use engine_core::gather::Gather;
 use engine_core::ids::{BootCount, ClusterId, Revision};
-use engine_core::limits::{HELLO_DEADLINE, LIST_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, REPORT_EVERY, TURN_MAX};
+use engine_core::limits::{
+    HELLO_DEADLINE, LIST_MAX, PROPOSALS_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, REPORT_EVERY, TURN_MAX,
+};
 use engine_core::message::{Decision, FromAuthority, Lane, NodeAddress, Registration, ToAuthority};
 use engine_core::remirror::backoff::Backoff;
 use engine_core::time::{Span, Time};
@@ -178,6 +180,9 @@ impl Session {
                 Ok(Message::FromAuthority(FromAuthority::RegisterRefused(reason))) => return Ended::Refused(reason),
                 Ok(Message::FromAuthority(FromAuthority::Revision(revision))) => self.on_revision(revision),
                 Ok(Message::FromAuthority(FromAuthority::Nodes(nodes))) => self.on_nodes(nodes),
+                Ok(Message::FromAuthority(FromAuthority::ShowConfigs)) => {
+                    drop(tokio::task::spawn_local(show_configs(self.shards.clone(), outbox.clone())));
+                }
                 Ok(Message::FromAuthority(said)) => self.pass_on(said).await,
                 Ok(_) => return Ended::Broken(WireError::Unwelcome("the authority said what only others say".into())),
                 Err(error) => return Ended::Broken(error),
@@ -214,7 +219,8 @@ impl Session {
             FromAuthority::Registered { .. }
             | FromAuthority::Revision(_)
             | FromAuthority::RegisterRefused(_)
-            | FromAuthority::Nodes(_) => return,
+            | FromAuthority::Nodes(_)
+            | FromAuthority::ShowConfigs => return,
         };
         // A shard that is over needs no news.
         let _ = owner(&self.shards, segment).work.send(Mail::Authority(said)).await;
@@ -262,6 +268,27 @@ enum Ended {
     Refused(String),
     RolledBack,
     Broken(WireError),
+}
+
+/// Tells the configuration of every replica here (I11).
+async fn show_configs(shards: Vec<ShardBox>, outbox: Outbox) {
+    let mut held = Vec::new();
+    for shard in &shards {
+        let (answer, list) = oneshot::channel();
+        if shard.work.send(Mail::Configs(answer)).await.is_err() {
+            return;
+        }
+        let Ok(list) = list.await else { return };
+        held.extend(list);
+    }
+    let mut parts = held.chunks(PROPOSALS_MAX).map(<[_]>::to_vec).collect::<Vec<_>>();
+    let last = parts.pop().unwrap_or_default();
+    for part in parts {
+        if outbox.try_send(&Message::ToAuthority(ToAuthority::Configs { part, last: false })).is_err() {
+            return; // with a part missing the list is not whole; it is asked for again in the next session
+        }
+    }
+    let _ = outbox.try_send(&Message::ToAuthority(ToAuthority::Configs { part: last, last: true }));
 }
 
 /// Lists what is held, then reports regularly.

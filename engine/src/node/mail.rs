@@ -2,7 +2,7 @@
 
 use engine_core::ids::{NodeId, SegmentId};
 use engine_core::limits::INBOX_MAX;
-use engine_core::message::{FromAuthority, PeerMessage, ReplicaReport, Request};
+use engine_core::message::{FromAuthority, HeldConfig, PeerMessage, ReplicaReport, Request};
 use engine_core::replica::io::ClientRef;
 use engine_core::time::Span;
 use tokio::sync::{mpsc, oneshot};
@@ -56,6 +56,8 @@ pub(crate) enum Mail {
     Status(oneshot::Sender<Figures>),
     /// List what you hold.
     Replicas(oneshot::Sender<Vec<ReplicaReport>>),
+    /// Tell the configuration of everything you hold.
+    Configs(oneshot::Sender<Vec<HeldConfig>>),
     /// The node stops on purpose: hand over and leave while serving on; answered when the machines may stop.
     Leave(oneshot::Sender<()>),
     /// Stop now; answered when everything is quiet.

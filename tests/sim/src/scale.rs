@@ -147,7 +147,7 @@ fn node(id: NodeId, replicas: u64) -> Node {
 impl World {
     fn new(nodes: u16, replicas: u64) -> Self {
         let now = Time(1_000_000_000);
-        let setup = Setup { now, cluster: CLUSTER, grace: GRACE, seed: 1, accept_older: false };
+        let setup = Setup { now, cluster: CLUSTER, grace: GRACE, seed: 1 };
         let mut world = Self {
             now,
             queue: BTreeMap::new(),

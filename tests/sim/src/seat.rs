@@ -17,7 +17,7 @@ impl World {
     /// Starts the authority, over its records.
     pub(crate) fn start_authority(&mut self) {
         let seed = self.random.next_u64();
-        let setup = Setup { now: self.now, cluster: CLUSTER, grace: self.grace, seed, accept_older: false };
+        let setup = Setup { now: self.now, cluster: CLUSTER, grace: self.grace, seed };
         let records = self.seat.records.values().cloned().collect();
         self.seat.machine = Some(Authority::restore(records, &setup).expect("its own records"));
         self.seat.life += 1;

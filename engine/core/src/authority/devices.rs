@@ -153,6 +153,26 @@ impl Authority {
         Ok(Answer::Consequences(Box::new(Consequences { done: !request.dry_run, does, loses })))
     }
 
+    /// Every segment goes on without this node's copy, and nothing there has to be dropped any more.
+    pub(super) fn let_go_everywhere(&mut self, now: Time, node: NodeId, effects: &mut Effects) {
+        let holds = |record: &SegmentRecord| record.config.holders().any(|holder| holder == node);
+        let held: Vec<SegmentId> =
+            self.books.segments().iter().filter(|(_, record)| holds(record)).map(|(segment, _)| *segment).collect();
+        for segment in held {
+            self.let_go(now, segment, node, effects);
+        }
+        self.forget_releases(node);
+    }
+
+    /// Segments for which nobody else in touch holds every acknowledged write.
+    pub(super) fn counted_on(&self, now: Time, node: NodeId) -> usize {
+        let configs = self.books.segments().values().map(|record| &record.config);
+        let counts = |config: &&Config| {
+            config.holders().any(|holder| holder == node) && !self.is_safe_without(now, config, node)
+        };
+        configs.filter(counts).count()
+    }
+
     /// What is gone does not have to be dropped.
     fn forget_releases(&mut self, node: NodeId) {
         for (segment, life) in self.books.releases_of(node).collect::<Vec<_>>() {

@@ -102,6 +102,12 @@ pub struct Status {
     /// Why the authority changes nothing, if it has come back older than its nodes remember.
     #[serde(default)]
     pub frozen: Option<String>,
+    /// Why the authority changes nothing yet, if too few nodes have reported since it started.
+    #[serde(default)]
+    pub waiting: Option<String>,
+    /// What to do about either.
+    #[serde(default)]
+    pub next: Option<String>,
 }
 
 /// A node.
@@ -139,6 +145,9 @@ pub struct NodeInfo {
     /// Whether its device was declared gone for good.
     #[serde(default)]
     pub device_lost: bool,
+    /// Whether the authority stands still and has not heard from it what it remembers.
+    #[serde(default)]
+    pub awaited: bool,
     /// Copies kept although their segments go on without them; only where one node is asked for.
     #[serde(default)]
     pub quarantine: Vec<Quarantined>,
@@ -374,6 +383,22 @@ pub struct ReleaseCopies {
     /// Names of the volumes that may lose data by it.
     #[serde(default)]
     pub lose: Vec<String>,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// `POST /v1/authority/accept-older`: there is no newer record than this one, although nodes know more (I11).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AcceptOlder {
+    /// The highest revision any node has seen: without it nothing is done, and the answer says what would be forgotten.
+    #[serde(default)]
+    pub revision: Option<Revision>,
+    /// Nodes that are gone for good with their devices, and so can't say what they know.
+    #[serde(default)]
+    pub without: Vec<NodeId>,
     /// Only say what would happen.
     #[serde(default)]
     pub dry_run: bool,

@@ -1,7 +1,7 @@
 //! Why a volume is as it is, segment by segment: what is missing, since when, what is awaited, what to do (R16).
 
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::document::{Explain, ExplainReplica, ExplainSegment};
@@ -38,16 +38,16 @@ impl Authority {
         record: &SegmentRecord,
     ) -> ExplainSegment {
         let config = &record.config;
-        let (why, next) = if let Some(frozen) = &self.frozen {
-            (frozen.to_string(), frozen.next())
-        } else {
-            match condition {
-                Condition::Full => self.why_full(config),
-                Condition::Degraded => self.why_degraded(now, segment, config),
-                Condition::ReadOnly => self.why_read_only(now, config),
-                Condition::Stuck => self.why_stuck(now, config),
-            }
+        let (mut why, mut next) = match condition {
+            Condition::Full => self.why_full(config),
+            Condition::Degraded => self.why_degraded(now, segment, config),
+            Condition::ReadOnly => self.why_read_only(now, config),
+            Condition::Stuck => self.why_stuck(now, config),
         };
+        if let Some((standstill, way_out)) = self.why_standstill() {
+            why = format!("{why}; {standstill}");
+            next = way_out;
+        }
         ExplainSegment {
             segment,
             config: config.clone(),

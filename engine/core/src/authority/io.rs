@@ -8,8 +8,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::document::{
-    AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, Explain, NodeInfo, RecoverVolume, ReleaseCopies,
-    ReplaceDevice, ResizeVolume, Status, VolumeInfo, VolumeMap,
+    AcceptOlder, AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, Explain, NodeInfo, RecoverVolume,
+    ReleaseCopies, ReplaceDevice, ResizeVolume, Status, VolumeInfo, VolumeMap,
 };
 use super::records::RecordChange;
 use crate::ids::{BootId, NodeId};
@@ -90,6 +90,8 @@ pub enum Call {
     ReplaceDevice(NodeId, ReplaceDevice),
     /// Copies in quarantine are dropped.
     Release(NodeId, ReleaseCopies),
+    /// There is no newer record than this older one.
+    AcceptOlder(AcceptOlder),
 }
 
 /// A good answer.
@@ -111,7 +113,7 @@ pub enum Answer {
     Map(Box<VolumeMap>),
     /// To `Explain`.
     Explain(Box<Explain>),
-    /// To `Recover`, `ReplaceDevice`, `Release`.
+    /// To `Recover`, `ReplaceDevice`, `Release`, `AcceptOlder`.
     Consequences(Box<Consequences>),
 }
 

@@ -4,8 +4,8 @@
 //! fences are not, and come back by themselves after a restart. The save of all changes of one step stands in front of
 //! everything that step announces: no effect is seen before the change that justifies it is durable (I1).
 //!
-//! Invariants: I1 (`proposals`), I2 (`attach`), I5 and I9 (`proposals`), I11 and I12 (`release`), I13 (`placement`),
-//! I15 (`permits`). Deliberately absent: polling nodes for space, pushing configurations, deciding who is dead.
+//! Invariants: I1 (`proposals`), I2 (`attach`), I5 and I9 (`proposals`), I11 (`standstill`, `release`), I12 (`release`),
+//! I13 (`placement`), I15 (`permits`). Deliberately absent: polling nodes for space, pushing configurations, deciding who is dead.
 
 pub mod document;
 pub mod io;
@@ -15,6 +15,7 @@ pub mod rebalance;
 pub mod records;
 pub mod status;
 
+mod accept;
 mod attach;
 mod devices;
 mod explain;
@@ -22,6 +23,7 @@ mod permits;
 mod recover;
 mod registry;
 mod release;
+mod standstill;
 mod volumes;
 
 use alloc::boxed::Box;
@@ -29,7 +31,6 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::fmt;
 
 use self::attach::Fencing;
 use self::document::NodeInfo;
@@ -38,6 +39,7 @@ use self::permits::Permits;
 use self::rebalance::Rebalancing;
 use self::records::{Books, RestoreError, StoredRecord};
 use self::registry::Presence;
+use self::standstill::Standstill;
 use self::volumes::Building;
 use crate::ids::{ClusterId, NodeId, Revision, SegmentId, VolumeId};
 use crate::message::Settings;
@@ -54,33 +56,6 @@ pub struct Setup {
     pub grace: Span,
     /// Randomness of this run.
     pub seed: u64,
-    /// These records are what counts, even if nodes have seen newer ones (I11). Only a person may say so.
-    pub accept_older: bool,
-}
-
-/// Why nothing may change: this authority is an older copy of itself (I11).
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Frozen {
-    own: Revision,
-    seen: Revision,
-    node: NodeId,
-}
-
-impl fmt::Display for Frozen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { own, seen, node } = self;
-        write!(
-            f,
-            "frozen: {node} has seen {seen}, this authority came back at {own}, from an older copy of its records; \
-             it changes nothing, volumes keep serving as they are"
-        )
-    }
-}
-
-impl Frozen {
-    fn next(&self) -> String {
-        "stop authorityd and bring back its newest records; or start it with --accept-older to go on from these".into()
-    }
 }
 
 /// The authority's machine.
@@ -93,12 +68,11 @@ pub struct Authority {
     rebalancing: Rebalancing,
     fencing: BTreeMap<VolumeId, Fencing>,
     building: BTreeMap<VolumeId, Building>,
-    frozen: Option<Frozen>,
+    standstill: Option<Standstill>,
     /// Segments whose copy that counts has not confirmed it yet.
     recovering: BTreeSet<SegmentId>,
     settings: Settings,
     seed: u64,
-    accept_older: bool,
     copied_total: u64,
 }
 
@@ -120,14 +94,16 @@ impl Authority {
             rebalancing: Rebalancing::default(),
             fencing: BTreeMap::new(),
             building: BTreeMap::new(),
-            frozen: None,
+            standstill: None,
             recovering,
             settings: Settings { grace: setup.grace },
             seed: setup.seed,
-            accept_older: setup.accept_older,
             copied_total: 0,
         };
-        authority.resume_building(setup.now);
+        authority.begin_standstill();
+        if !authority.stands_still() {
+            authority.resume_building(setup.now);
+        }
         Ok(authority)
     }
 
@@ -150,14 +126,14 @@ impl Authority {
             Input::Call { call, request } => self.on_call(now, call, request, effects),
         }
         if self.books.has_changes() {
-            assert!(self.frozen.is_none(), "a frozen authority changes nothing (I11)");
+            assert!(!self.stands_still(), "an authority that stands still changes nothing (I11)");
             effects.save_before(start, self.books.take_changes());
         }
     }
 
     fn on_tick(&mut self, now: Time, effects: &mut Effects) {
-        if self.frozen.is_some() {
-            return;
+        if self.stands_still() {
+            return self.tick_standstill(now, effects);
         }
         self.tick_building(now, effects);
         self.tick_fences(now, effects);
@@ -168,8 +144,8 @@ impl Authority {
     }
 
     fn on_call(&mut self, now: Time, call: CallId, request: Call, effects: &mut Effects) {
-        if let (Some(frozen), true) = (&self.frozen, request.changes()) {
-            return effects.answer(call, Err(frozen.error()));
+        if self.call_stands_still(now, call, &request, effects) {
+            return;
         }
         match request {
             Call::Create(request) => self.on_create(now, call, &request, effects),
@@ -180,6 +156,7 @@ impl Authority {
             Call::Recover(name, request) => self.on_recover(now, call, &name, &request, effects),
             Call::ReplaceDevice(node, request) => self.on_replace_device(now, call, node, &request, effects),
             Call::Release(node, request) => self.on_release_copies(now, call, node, &request, effects),
+            Call::AcceptOlder(request) => self.on_accept_older(now, call, &request, effects),
             question => effects.answer(call, self.look_up(now, &question)),
         }
     }
@@ -207,25 +184,10 @@ impl Authority {
         }
     }
 
-    /// From now on nothing changes; whoever waits is told so.
-    fn freeze(&mut self, frozen: Frozen, effects: &mut Effects) {
-        let error = frozen.error();
-        self.frozen = Some(frozen);
-        self.permits.clear();
-        self.abandon_fences(&error, effects);
-        self.abandon_building(&error, effects);
-    }
-
     /// The revision after the save of this step: what nodes remember must not be higher than what is durable.
     fn revision_to_tell(&self) -> Revision {
         let saved = self.books.cluster().revision;
         if self.books.has_changes() { saved.next() } else { saved }
-    }
-}
-
-impl Frozen {
-    fn error(&self) -> CallError {
-        CallError::new(ErrorCode::Unavailable, self.to_string()).next(self.next())
     }
 }
 

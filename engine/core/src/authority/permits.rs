@@ -157,7 +157,7 @@ impl Authority {
             let known = Config { generation: self.books.volumes()[&segment.volume].generation, ..config.clone() };
             return effects.send(source, FromAuthority::Decisions(alloc::vec![Decision::Conflict(known)]));
         }
-        if self.frozen.is_some() || !right {
+        if self.stands_still() || !right {
             return;
         }
         // Asked again, or by a new primary, which carries on under the same permit.

@@ -231,8 +231,8 @@ impl Authority {
         let generation = self.books.volumes()[&segment.volume].generation;
         // I2: whoever missed a decision may begin its epoch only now, when the attachment is another one already.
         let known = Config { generation, ..current.config.clone() };
-        if let Some(frozen) = &self.frozen {
-            return Decision::Denied(known, format!("{frozen}"));
+        if let Some((why, _)) = self.why_standstill() {
+            return Decision::Denied(known, why);
         }
         let verdict = if wanted.incarnation == current.config.incarnation {
             let targets: Vec<NodeId> = self.permits.target(segment).into_iter().collect();

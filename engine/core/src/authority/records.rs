@@ -120,6 +120,14 @@ pub struct NodeRecord {
     pub capacity: u64,
 }
 
+impl NodeRecord {
+    /// A person said that what it had will never be there again: nobody waits for it.
+    #[must_use]
+    pub const fn is_gone(&self) -> bool {
+        self.device_lost || self.device.0 == 0
+    }
+}
+
 /// Where a volume is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -383,9 +391,27 @@ impl Books {
         self.changed.insert(Key::Cluster);
     }
 
+    /// No volume made from now on gets this id, or a lower one.
+    pub(super) fn skip_volume(&mut self, volume: VolumeId) {
+        self.cluster.next_volume = self.cluster.next_volume.max(volume.next());
+        self.changed.insert(Key::Cluster);
+    }
+
     pub(super) fn set_node(&mut self, id: NodeId, node: NodeRecord) {
         self.changed.insert(Key::Node(id));
         self.nodes.insert(id, node);
+    }
+
+    /// Notes what a node says it is; whether others have to hear of it, because it can be reached elsewhere.
+    pub(super) fn note_node(&mut self, id: NodeId, node: NodeRecord) -> bool {
+        let known = self.nodes.get(&id);
+        let moved = known.is_none_or(|old| {
+            (&old.primary, &old.replication, old.shards) != (&node.primary, &node.replication, node.shards)
+        });
+        if known != Some(&node) {
+            self.set_node(id, node);
+        }
+        moved
     }
 
     pub(super) fn set_volume(&mut self, id: VolumeId, volume: Option<VolumeRecord>) {

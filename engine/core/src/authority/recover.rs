@@ -74,7 +74,7 @@ fn describe(facts: &ReplicaReport, counts: bool) -> String {
 
 impl Authority {
     pub(super) fn holding(&self, now: Time, config: &Config, node: NodeId) -> Holding<'_> {
-        if self.books.nodes().get(&node).is_none_or(|record| record.device_lost) {
+        if self.books.nodes().get(&node).is_none_or(super::records::NodeRecord::is_gone) {
             return Holding::Gone;
         }
         let Some(presence) = self.presence.get(&node) else { return Holding::Unknown };
@@ -260,7 +260,7 @@ impl Authority {
     ) -> bool {
         let Some(record) = self.books.segments().get(&segment) else { return false };
         let about = record.recovering && record.config.incarnation == life && record.config.is_member(node);
-        if !about || self.frozen.is_some() {
+        if !about || self.stands_still() {
             return about;
         }
         match result {

@@ -11,12 +11,12 @@ use alloc::vec::Vec;
 use super::io::{Effect, Effects, SessionRef};
 use super::records::NodeRecord;
 use super::recover::is_trusted;
-use super::{Authority, Frozen, volumes};
+use super::{Authority, volumes};
 use crate::ids::{BootCount, BootId, Incarnation, NodeId, Revision, SegmentId};
 use crate::limits::{
     ADDRESS_BYTES_MAX, NODE_SILENCE, NODES_MAX, REPORT_EVERY, REVISION_EVERY, SEGMENTS_MAX, SESSION_GRACE, SHARDS_MAX,
 };
-use crate::message::{FromAuthority, NodeAddress, Registration, ReplicaReport, Report, ToAuthority};
+use crate::message::{FromAuthority, HeldConfig, NodeAddress, Registration, ReplicaReport, Report, ToAuthority};
 use crate::sabotage::{Invariant, breaks};
 use crate::time::{Span, Time};
 
@@ -45,6 +45,14 @@ pub(super) struct Presence {
     pub(super) facts: BTreeMap<SegmentId, ReplicaReport>,
     /// Whether it has said all it holds.
     pub(super) listed: bool,
+    /// What is to be written down about it once something may be changed again (I11).
+    pub(super) pending: Option<NodeRecord>,
+    /// The highest revision it has seen.
+    pub(super) seen: Revision,
+    /// Configurations it reports beyond the records, while these are frozen.
+    pub(super) configs: BTreeMap<SegmentId, HeldConfig>,
+    /// Whether it has said all of those.
+    pub(super) told_configs: bool,
     /// The revision it was told last, and when.
     told: (Revision, Time),
 }
@@ -72,6 +80,10 @@ impl Presence {
             released_at: now,
             facts: BTreeMap::new(),
             listed: false,
+            pending: None,
+            seen: Revision(0),
+            configs: BTreeMap::new(),
+            told_configs: false,
             told: (Revision(0), now),
         }
     }
@@ -85,6 +97,21 @@ impl Presence {
     pub(super) fn rate(&self, now: Time) -> u64 {
         let fresh = self.reported.is_some_and(|at| now.since(at) < Span(3 * REPORT_EVERY.0));
         if fresh { self.rate } else { 0 }
+    }
+}
+
+fn node_record(boot_id: BootId, registration: Registration) -> NodeRecord {
+    let NodeAddress { node: _, primary, replication, shards } = registration.address;
+    NodeRecord {
+        zone: registration.zone,
+        primary,
+        replication,
+        shards,
+        device: registration.device,
+        device_lost: false,
+        boot: registration.boot,
+        boot_id,
+        capacity: registration.capacity,
     }
 }
 
@@ -127,10 +154,14 @@ impl Authority {
         let registration = Registration { boot: self.boot_of(boot, &registration, trust, effects), ..registration };
         let count = registration.boot;
         if registration.revision > self.books.cluster().revision && !breaks(Invariant::I11) {
-            self.on_newer_revision(node, registration.revision, effects);
+            self.on_newer_revision(now, node, registration.revision, effects);
         }
-        let changed = self.frozen.is_none() && self.record_node(boot, registration);
+        let seen = registration.revision;
+        let record = node_record(boot, registration);
+        let still = self.stands_still();
+        let changed = !still && self.books.note_node(node, record.clone());
         let presence = self.presence.entry(node).or_insert_with(|| Presence::unheard(now));
+        presence.pending = still.then_some(record);
         presence.since = Some(now);
         if let Some(old) = presence.session.replace(session) {
             self.sessions.remove(&old);
@@ -140,6 +171,9 @@ impl Authority {
         presence.releasing.clear();
         presence.facts.clear();
         presence.listed = false;
+        presence.seen = seen;
+        presence.configs.clear();
+        presence.told_configs = false;
         self.sessions.insert(session, node);
 
         effects.push(Effect::Accept { session, node });
@@ -154,7 +188,10 @@ impl Authority {
         } else {
             effects.send(node, FromAuthority::Nodes(self.addresses()));
         }
-        if self.frozen.is_none() {
+        if self.frozen().is_some() {
+            effects.send(node, FromAuthority::ShowConfigs);
+        }
+        if !still {
             self.create_again(node, effects);
             self.say_recoveries(node, effects);
             self.pump_releases(now, node, effects);
@@ -181,10 +218,12 @@ impl Authority {
         if let Some((other, _)) = taken {
             return Err(format!("{primary} is the address of {other}, which is in touch"));
         }
-        match self.books.nodes().get(node) {
+        match self.known_as(*node) {
             None if self.books.nodes().len() >= NODES_MAX => Err(format!("there are {NODES_MAX} nodes already")),
             None => Ok(Trust::Whole),
             Some(known) if known.device != registration.device && known.device_lost => Ok(Trust::Whole),
+            // An older record may not know that the device was replaced; whoever accepts it decides (I11).
+            Some(known) if known.device != registration.device && self.frozen().is_some() => Ok(Trust::Whole),
             Some(known) if known.device != registration.device => Err(format!(
                 "{node} is registered with device {}, this is device {}. If the old one is gone for good: nodectl node \
                  replace-device {node}, then start this node again; if not, give this device a node id of its own",
@@ -206,11 +245,17 @@ impl Authority {
         }
     }
 
+    /// What is known of a node: what it said last, even if that could not be written down yet.
+    fn known_as(&self, node: NodeId) -> Option<&NodeRecord> {
+        let pending = self.presence.get(&node).and_then(|presence| presence.pending.as_ref());
+        pending.or_else(|| self.books.nodes().get(&node))
+    }
+
     /// The boot counter a device has from now on: one that was rolled back goes above the one remembered, so that its
     /// next boot is an ordinary one.
     fn boot_of(&self, boot: BootId, registration: &Registration, trust: Trust, effects: &mut Effects) -> BootCount {
         let node = registration.address.node;
-        let Some(known) = self.books.nodes().get(&node).filter(|_| trust == Trust::RolledBack) else {
+        let Some(known) = self.known_as(node).filter(|_| trust == Trust::RolledBack) else {
             return registration.boot;
         };
         if boot == known.boot_id {
@@ -236,44 +281,6 @@ impl Authority {
         }
     }
 
-    /// A node has seen a higher revision than this authority's: this authority is an older copy of itself (I11).
-    fn on_newer_revision(&mut self, node: NodeId, seen: crate::ids::Revision, effects: &mut Effects) {
-        if self.accept_older {
-            effects.log(format!("{node} has seen {seen}: going above it, as asked for at the start"));
-            self.books.skip_to(seen);
-            return;
-        }
-        let worse = self.frozen.as_ref().is_none_or(|frozen| seen > frozen.seen);
-        if worse {
-            let frozen = Frozen { own: self.books.cluster().revision, seen, node };
-            effects.log(format!("{frozen}"));
-            self.freeze(frozen, effects);
-        }
-    }
-
-    fn record_node(&mut self, boot: BootId, registration: Registration) -> bool {
-        let NodeAddress { node, primary, replication, shards } = registration.address;
-        let record = NodeRecord {
-            zone: registration.zone,
-            primary,
-            replication,
-            shards,
-            device: registration.device,
-            device_lost: false,
-            boot: registration.boot,
-            boot_id: boot,
-            capacity: registration.capacity,
-        };
-        let known = self.books.nodes().get(&node);
-        let moved = known.is_none_or(|old| {
-            (&old.primary, &old.replication, old.shards) != (&record.primary, &record.replication, record.shards)
-        });
-        if known != Some(&record) {
-            self.books.set_node(node, record);
-        }
-        moved
-    }
-
     pub(super) fn addresses(&self) -> Vec<NodeAddress> {
         let address = |(node, record): (&NodeId, &NodeRecord)| NodeAddress {
             node: *node,
@@ -281,10 +288,11 @@ impl Authority {
             replication: record.replication.clone(),
             shards: record.shards,
         };
-        self.books.nodes().iter().map(address).collect()
+        // Where a node that was given up can be reached nobody knows.
+        self.books.nodes().iter().filter(|(_, record)| !record.primary.is_empty()).map(address).collect()
     }
 
-    fn tell_addresses(&self, effects: &mut Effects) {
+    pub(super) fn tell_addresses(&self, effects: &mut Effects) {
         let addresses = self.addresses();
         for (node, _) in self.presence.iter().filter(|(_, presence)| presence.session.is_some()) {
             effects.send(*node, FromAuthority::Nodes(addresses.clone()));
@@ -311,6 +319,9 @@ impl Authority {
         if let Some(presence) = self.presence.get_mut(&node) {
             presence.heard = now;
         }
+        if self.message_waits(now, session, &message) {
+            return;
+        }
         match message {
             ToAuthority::Register(_) => effects.log(format!("{node} registers twice in one session; ignored")),
             ToAuthority::Replicas { part, last } => {
@@ -318,7 +329,9 @@ impl Authority {
                 if let Some(presence) = self.presence.get_mut(&node) {
                     presence.listed |= last;
                 }
+                self.look_for_newer(now, node, &part, effects);
                 self.on_replicas(node, &part, effects);
+                self.look_whether_to_go_on(now, effects);
             }
             ToAuthority::Report(report) => {
                 self.learn_facts(node, &report.stranded);
@@ -336,6 +349,7 @@ impl Authority {
             ToAuthority::Reserved { permit, segment, granted } => {
                 self.on_reserved(now, node, permit, segment, granted, effects);
             }
+            ToAuthority::Configs { part, last } => self.on_configs(node, part, last),
             ToAuthority::Released { segment, incarnation } => {
                 self.on_released(now, node, segment, incarnation, effects);
             }

@@ -69,7 +69,7 @@ impl Authority {
             presence.releasing.remove(&(segment, life));
             presence.facts.remove(&segment);
         }
-        if self.frozen.is_some() || !self.books.releases().contains_key(&(node, segment, life)) {
+        if self.stands_still() || !self.books.releases().contains_key(&(node, segment, life)) {
             return;
         }
         self.books.set_release(node, segment, life, None);
@@ -90,7 +90,7 @@ impl Authority {
     }
 
     pub(super) fn on_replicas(&mut self, node: NodeId, part: &[ReplicaReport], effects: &mut Effects) {
-        if self.frozen.is_some() {
+        if self.stands_still() {
             return;
         }
         for replica in part {

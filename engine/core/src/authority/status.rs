@@ -1,7 +1,6 @@
 //! What people see: the state of nodes, volumes and segments, computed when asked.
 
 use alloc::collections::BTreeSet;
-use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use super::Authority;
@@ -93,7 +92,7 @@ impl Authority {
             self.count(now, *id, &mut segments);
         }
         let health = match segments {
-            _ if self.frozen.is_some() => Health::Impaired,
+            _ if self.frozen().is_some() => Health::Impaired,
             SegmentCounts { read_only: 0, stuck: 0, degraded: 0, .. } => Health::Ok,
             SegmentCounts { read_only: 0, stuck: 0, .. } => Health::Degraded,
             _ => Health::Impaired,
@@ -113,6 +112,7 @@ impl Authority {
         let nodes = self.books.nodes();
         let booked: u64 = nodes.keys().map(|node| self.books.usage(*node).booked).sum();
         let used: u64 = self.presence.values().map(|presence| presence.report.used).sum();
+        let (why, next) = self.why_standstill().unzip();
         Status {
             cluster: self.books.cluster().cluster,
             revision: self.revision_to_tell(),
@@ -124,7 +124,9 @@ impl Authority {
             capacity: nodes.values().map(|record| record.capacity * EXTENT_SIZE).sum(),
             booked: booked * EXTENT_SIZE,
             used: used * EXTENT_SIZE,
-            frozen: self.frozen.as_ref().map(ToString::to_string),
+            frozen: why.clone().filter(|_| self.frozen().is_some()),
+            waiting: why.filter(|_| self.frozen().is_none()),
+            next,
         }
     }
 
@@ -149,6 +151,7 @@ impl Authority {
             copied_bytes: presence.report.copied_bytes,
             corrupt_blocks: presence.report.corrupt_blocks,
             device_lost: record.device_lost,
+            awaited: self.stands_still() && !record.is_gone() && !self.has_listed(id),
             quarantine: Vec::new(),
         })
     }

@@ -13,7 +13,7 @@ use super::{Replica, Role, log};
 use crate::config::Config;
 use crate::ids::{Incarnation, Seq};
 use crate::limits::RECOVERY_GAP;
-use crate::message::{ReplicaReport, ToAuthority};
+use crate::message::{HeldConfig, ReplicaReport, ToAuthority};
 use crate::record::{Meta, Record, Standing};
 use crate::time::Time;
 
@@ -83,6 +83,12 @@ impl Replica {
             commit: self.log.commit(),
             last: self.salvage.last().map_or(self.log.last(), |entry| entry.seq),
         }
+    }
+
+    /// The last configuration it adopted, and how far it promised.
+    #[must_use]
+    pub fn held_config(&self) -> HeldConfig {
+        HeldConfig { config: self.meta.config.clone(), promised: self.meta.promised }
     }
 
     /// Whether it neither leads, nor follows anybody it hears, nor is being caught up.

@@ -14,7 +14,7 @@ use engine_core::time::Span;
 use crate::stories::propose;
 use crate::world::{World, registration};
 
-fn facts(config: &Config, standing: Standing, commit: u64) -> ReplicaReport {
+pub(crate) fn facts(config: &Config, standing: Standing, commit: u64) -> ReplicaReport {
     ReplicaReport {
         segment: config.segment,
         incarnation: config.incarnation,
@@ -112,6 +112,9 @@ fn a_named_recovery_begins_a_new_life_and_is_said_until_confirmed() {
 
     // Neither a restart nor its own old life lets the authority forget, or release, the copy that counts.
     w.restart();
+    for id in (1..=4).filter(|id| !old.members.contains(&NodeId(*id)) || old.members[1].0 == *id) {
+        w.back(Registration { boot: BootCount(2), ..registration(id) });
+    }
     w.register(Registration { boot: BootCount(2), ..registration(stale.0) });
     holds(&mut w, stale, vec![facts(&old, Standing::Stale { base: Seq(40) }, 40)]);
     let heard = w.heard(stale);

@@ -3,6 +3,7 @@
 
 mod exits;
 mod proposals;
+mod revision;
 mod stories;
 mod tables;
 mod world;

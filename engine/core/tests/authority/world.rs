@@ -26,7 +26,7 @@ pub(crate) struct World {
 }
 
 fn setup(now: Time) -> Setup {
-    Setup { now, cluster: ClusterId(5), grace: Span::seconds(5), seed: 1, accept_older: false }
+    Setup { now, cluster: ClusterId(5), grace: Span::seconds(5), seed: 1 }
 }
 
 pub(crate) fn registration(id: u16) -> Registration {
@@ -115,6 +115,24 @@ impl World {
 
     pub(crate) fn register(&mut self, registration: Registration) {
         self.register_as(registration, 1);
+    }
+
+    /// Registers, and says that it holds nothing.
+    pub(crate) fn back(&mut self, registration: Registration) {
+        let node = registration.address.node;
+        self.register(registration);
+        self.say(node, ToAuthority::Replicas { part: Vec::new(), last: true });
+    }
+
+    /// The authority's records, to be brought back later.
+    pub(crate) fn backup(&self) -> BTreeMap<String, StoredRecord> {
+        self.records.clone()
+    }
+
+    /// The authority starts again, from these records.
+    pub(crate) fn restore(&mut self, records: BTreeMap<String, StoredRecord>) {
+        self.records = records;
+        self.restart();
     }
 
     /// As the process with this boot id.

@@ -2,7 +2,7 @@
 
 use engine_core::ids::SegmentId;
 use engine_core::limits::REPORT_SEGMENTS_MAX;
-use engine_core::message::{CopyReport, ReplicaReport, Report};
+use engine_core::message::{CopyReport, HeldConfig, ReplicaReport, Report};
 use engine_core::time::Time;
 
 use super::{Quay, Wires};
@@ -71,6 +71,13 @@ impl<S: Store, W: Wires> Quay<S, W> {
         let mut list: Vec<ReplicaReport> = found.collect();
         list.extend(self.machines().map(|open| open.replica.facts()));
         list
+    }
+
+    /// Configurations of everything held.
+    pub fn configs(&self) -> Vec<HeldConfig> {
+        let found = self.found.iter().map(|recovered| &recovered.meta);
+        let found = found.map(|meta| HeldConfig { config: meta.config.clone(), promised: meta.promised });
+        found.chain(self.machines().map(|open| open.replica.held_config())).collect()
     }
 }
 

@@ -327,7 +327,8 @@ impl<S: Store, W: Wires> Quay<S, W> {
             FromAuthority::Registered { .. }
             | FromAuthority::Revision(_)
             | FromAuthority::RegisterRefused(_)
-            | FromAuthority::Nodes(_) => {
+            | FromAuthority::Nodes(_)
+            | FromAuthority::ShowConfigs => {
                 debug_assert!(false, "the authority's session keeps these");
             }
         }

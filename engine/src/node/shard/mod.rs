@@ -124,6 +124,7 @@ impl<S: Store> Shard<S> {
             // Whoever asked may have stopped waiting.
             Mail::Status(answer) => drop(answer.send(self.quay.figures(now))),
             Mail::Replicas(answer) => drop(answer.send(self.quay.replicas())),
+            Mail::Configs(answer) => drop(answer.send(self.quay.configs())),
             Mail::Leave(_) | Mail::Stop(_) => debug_assert!(false, "the loop keeps this"),
         }
     }

@@ -9,8 +9,8 @@ use engine_core::ids::{
     RequestId, Revision, SegmentId, Seq, Session, VolumeId,
 };
 use engine_core::message::{
-    CopyReport, Decision, FromAuthority, Lane, NodeAddress, Op, Outcome, Peer, PeerMessage, PermitAsk, Proposal,
-    Refusal, Registration, ReplicaReport, Reply, Report, Request, Settings, ToAuthority,
+    CopyReport, Decision, FromAuthority, HeldConfig, Lane, NodeAddress, Op, Outcome, Peer, PeerMessage, PermitAsk,
+    Proposal, Refusal, Registration, ReplicaReport, Reply, Report, Request, Settings, ToAuthority,
 };
 use engine_core::record::{Change, Entry, ExtentCopy, Standing};
 use engine_core::time::{Span, Time};
@@ -182,6 +182,7 @@ fields! {
     Proposal { expected, config, promised }
     PermitAsk { segment, epoch, members }
     ReplicaReport { segment, incarnation, epoch, log_epoch, standing, commit, last }
+    HeldConfig { config, promised }
     CopyReport { segment, full, copied, left }
     Report { booked, used, replicas, serving, not_serving, copies, copied_bytes, corrupt_blocks, stranded }
     Settings { grace }
@@ -256,6 +257,7 @@ variants! {
         8 = Created { segment, incarnation, result },
         9 = Reserved { permit, segment, granted },
         10 = Released { segment, incarnation },
+        11 = Configs { part, last },
     }
     Decision { 1 = Installed(0: config), 2 = Conflict(0: config), 3 = Denied(0: config, 1: reason), 4 = Unknown(0: segment) }
     FromAuthority {
@@ -271,5 +273,6 @@ variants! {
         10 = Revision(0: revision),
         11 = Recover { config },
         12 = HandOver { segment, epoch, to },
+        13 = ShowConfigs,
     }
 }
