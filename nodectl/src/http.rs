@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use engine::authority::api::{
-    AttachVolume, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo, RecoverVolume, ReleaseCopies,
-    ReplaceDevice, ResizeVolume, Status, VolumeInfo, VolumeMap,
+    AcceptOlder, AttachVolume, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo, RecoverVolume,
+    ReleaseCopies, ReplaceDevice, ResizeVolume, Status, VolumeInfo, VolumeMap,
 };
 use engine_core::ids::{Generation, NodeId};
 use serde::Serialize;
@@ -102,6 +102,11 @@ impl Api {
     /// `POST /v1/nodes/{id}/release`.
     pub(crate) fn release(&self, node: NodeId, wanted: &ReleaseCopies) -> Result<Consequences, Failure> {
         self.post(&format!("nodes/{node}/release"), wanted, CHANGE_DEADLINE)
+    }
+
+    /// `POST /v1/authority/accept-older`.
+    pub(crate) fn accept_older(&self, wanted: &AcceptOlder) -> Result<Consequences, Failure> {
+        self.post("authority/accept-older", wanted, CHANGE_DEADLINE)
     }
 
     /// `POST /v1/volumes`.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 mod attach;
+mod authority;
 mod bench;
 mod cluster;
 mod daemon;
@@ -106,6 +107,9 @@ enum Command {
     Cluster(cluster::Cluster),
     /// Health, copies, re-mirroring, nodes.
     Status(status::Args),
+    /// The authority's own record.
+    #[command(subcommand)]
+    Authority(authority::Authority),
     /// Nodes.
     #[command(subcommand)]
     Node(node::Node),
@@ -133,6 +137,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&global, &args),
         Command::Cluster(command) => cluster::run(&global, command),
         Command::Status(args) => status::run(&global, &args),
+        Command::Authority(command) => authority::run(&global, &command),
         Command::Node(command) => node::run(&global, &command),
         Command::Volume(command) => volume::run(&global, command),
         Command::Bench(command) => bench::run(&global, command),

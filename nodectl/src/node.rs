@@ -82,7 +82,7 @@ pub(crate) fn table(nodes: &[NodeInfo]) -> String {
         table.row([
             node.id.to_string(),
             node.zone.clone(),
-            node.state.clone(),
+            if node.awaited { format!("{}, awaited", node.state) } else { node.state.clone() },
             units::size(node.used),
             units::size(node.booked),
             units::size(node.capacity),
@@ -111,6 +111,9 @@ fn detail(node: &NodeInfo) -> String {
     row("shards", node.shards.to_string());
     row("copied in since start", units::size(node.copied_bytes));
     row("damaged blocks found", node.corrupt_blocks.to_string());
+    if node.awaited {
+        row("awaited", "the authority waits for what it remembers (nodectl status)".to_owned());
+    }
     if node.device_lost {
         row("device", "gone for good; the next one that comes is its own".to_owned());
     }

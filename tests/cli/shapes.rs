@@ -30,7 +30,8 @@ fn status_has_what_the_contract_names() {
     let status = json!({
         "cluster": "000102030405060708090a0b0c0d0e0f", "revision": 12, "health": "degraded", "segments": segments(),
         "remirror": {"active": 1, "parked": 0, "bytes_per_second": 1024, "bytes_total": 4096},
-        "nodes_up": 5, "nodes_total": 6, "capacity": 1000, "booked": 500, "used": 100, "frozen": null
+        "nodes_up": 5, "nodes_total": 6, "capacity": 1000, "booked": 500, "used": 100, "frozen": null,
+        "waiting": null, "next": null
     });
     assert_eq!(shown(&status, &["status"]), status);
 }
@@ -47,7 +48,7 @@ fn volumes_and_nodes_come_as_the_api_says_them() {
     let node = json!({
         "id": "n3", "zone": "a", "state": "up", "primary_addr": "127.0.0.1:1", "replication_addr": "127.0.0.1:2",
         "capacity": 1, "booked": 1, "used": 1, "replicas": 1, "serving": 1, "shards": 1, "silent_ms": 1,
-        "copied_bytes": 0, "corrupt_blocks": 0, "device_lost": false, "quarantine": []
+        "copied_bytes": 0, "corrupt_blocks": 0, "device_lost": false, "awaited": false, "quarantine": []
     });
     assert_eq!(shown(&node, &["node", "show", "n3"]), node);
     assert_eq!(shown(&json!([node]), &["node", "ls"]), json!([node]));
@@ -60,6 +61,8 @@ fn what_destroys_says_what_it_did_or_would_do() {
     assert_eq!(shown(&said, &recover), said);
     assert_eq!(shown(&said, &["node", "replace-device", "n3", "--lose", "v"]), said);
     assert_eq!(shown(&said, &["node", "release", "n3", "--segment", "v/3"]), said);
+    let accept = ["authority", "accept-older", "--revision", "94", "--without", "n3"];
+    assert_eq!(shown(&said, &accept), said);
     let url = stranger("200 OK", Some(said.to_string()));
     let (stdout, _) = exits(0, &[&["--authority", &url][..], &recover].concat());
     assert!(stdout.contains("nothing was done; it would:") && stdout.contains("would be lost:"), "{stdout}");

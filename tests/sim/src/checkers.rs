@@ -194,6 +194,13 @@ impl History {
     }
 }
 
+/// Checks a configuration that an older record takes over from what nodes report: it jumps, but never back, and never
+/// to an epoch that there was (I1, I11).
+pub(crate) fn jumps(old: Option<&Config>, new: &Config) {
+    let Some(old) = old else { return };
+    assert!(new.epoch > old.epoch && new.generation >= old.generation, "{old:?} then {new:?}");
+}
+
 /// Checks that `new` may follow `old`; of the nodes that are `gone` a person said that nothing is left.
 pub(crate) fn follows(old: Option<&Config>, new: &Config, gone: &[NodeId]) {
     let mut places: Vec<NodeId> = new.members.iter().chain(&new.candidates).copied().collect();

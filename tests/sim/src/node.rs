@@ -200,7 +200,9 @@ impl Process {
             Heard::Authority(FromAuthority::Revision(revision)) => {
                 remember(&mut self.superblock, &mut self.disk, revision);
             }
-            Heard::Authority(FromAuthority::RegisterRefused(_) | FromAuthority::Nodes(_)) => {}
+            Heard::Authority(
+                FromAuthority::RegisterRefused(_) | FromAuthority::Nodes(_) | FromAuthority::ShowConfigs,
+            ) => {}
             Heard::Authority(said) => quay.authority_said(now, said),
             Heard::Leave => {
                 self.leaving = true;

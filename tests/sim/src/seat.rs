@@ -77,6 +77,14 @@ impl World {
         self.at(at, Event::Report { node, session });
     }
 
+    /// A node tells the configurations it knows.
+    pub(crate) fn show_configs(&mut self, node: NodeId, session: SessionRef) {
+        let Some(process) = &self.places[&node].process else { return };
+        let part = process.quay.configs();
+        let at = self.seat_hears();
+        self.at(at, Event::ToAuthority { session, message: ToAuthority::Configs { part, last: true } });
+    }
+
     pub(crate) fn on_report(&mut self, node: NodeId, session: SessionRef) {
         let place = &self.places[&node];
         if place.session != Some(session) || !self.seat.sessions.contains_key(&session) {
@@ -153,7 +161,9 @@ impl World {
                     _ => None,
                 });
                 // What else is known of a segment may change by itself.
-                if old != Some(&record.config) {
+                if self.seat.accepting {
+                    checkers::jumps(old, &record.config);
+                } else if old != Some(&record.config) {
                     checkers::follows(old, &record.config, &gone);
                 }
                 if let Some(old) = old {

@@ -179,6 +179,8 @@ pub(crate) struct Seat {
     pub(crate) first_call: u64,
     /// Replies on proposals are lost.
     pub(crate) mute_decisions: bool,
+    /// A person tells it to go on from older records: configurations are taken over from what nodes report (I11).
+    pub(crate) accepting: bool,
     /// How long a message to it or from it takes.
     pub(crate) slow: Span,
     /// Earliest arrival there, and back.
@@ -196,6 +198,7 @@ impl Seat {
             records: BTreeMap::new(),
             sessions: BTreeMap::new(),
             last_session: 0,
+            accepting: false,
             life: 0,
             cut: BTreeSet::new(),
             answers: BTreeMap::new(),
@@ -401,6 +404,9 @@ impl World {
             Event::ToAuthority { session, message } => self.tell_authority(Input::Node { session, message }),
             Event::FromAuthority { session, message } => {
                 if let Some((node, life)) = self.seat.sessions.get(&session).copied() {
+                    if message == FromAuthority::ShowConfigs {
+                        self.show_configs(node, session);
+                    }
                     self.on_node(node, life, Heard::Authority(message));
                 }
             }

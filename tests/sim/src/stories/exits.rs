@@ -1,8 +1,8 @@
 //! States nobody gets out of alone elsewhere: devices rolled back, copies that may not be trusted (I9, I11).
 
-use engine_core::authority::document::AttachVolume;
-use engine_core::authority::io::Call;
-use engine_core::ids::NodeId;
+use engine_core::authority::document::{AcceptOlder, AttachVolume};
+use engine_core::authority::io::{Answer, Call};
+use engine_core::ids::{NodeId, Revision};
 use engine_core::replica::io::RoleName;
 use engine_core::time::Span;
 
@@ -15,6 +15,8 @@ told! {
     a_rolled_back_device_is_never_elected_alone: 51,
     a_rolled_back_primary_of_two_does_not_keep_the_other_waiting: 52,
     an_authority_from_an_old_backup_changes_nothing: 53,
+    an_older_record_that_is_accepted_goes_on_from_what_its_nodes_know: 54,
+    a_restarted_authority_waits_for_most_of_its_nodes: 55,
 }
 
 /// Stops the node, and starts it again with a device as it was two boots ago.
@@ -91,5 +93,79 @@ fn an_authority_from_an_old_backup_changes_nothing(seed: u64) {
     // I11: it says so, changes nothing, and the volume serves as it is.
     let said = w.call(Call::Attach(VOLUME.into(), AttachVolume { client: "late".into() }), Span::seconds(40));
     assert!(said.as_ref().is_err_and(|error| error.contains("frozen")), "{said:?}");
+    let Ok(Answer::Explain(explained)) = w.call(Call::Explain(VOLUME.into()), Span::seconds(1)) else {
+        panic!("explained")
+    };
+    let segment = &explained.segments[0];
+    assert!(segment.why.contains("the authority's record is older than what n"), "{}", segment.why);
+    assert!(segment.next.contains("accept-older"), "{}", segment.next);
     expect_progress(&mut w, Span::seconds(2));
+}
+
+fn an_older_record_that_is_accepted_goes_on_from_what_its_nodes_know(seed: u64) {
+    let mut w = busy(seed);
+    let old = w.seat.records.clone();
+    // Since the backup the lead and the epochs have moved on, and what was acknowledged then is known to nodes only.
+    let (primary, backup) = (w.primary(), w.backups()[0]);
+    w.crash(primary, true);
+    expect_progress(&mut w, Span::seconds(5));
+    w.start(primary);
+    expect_whole(&mut w, Span::seconds(20));
+    w.run(Span::seconds(5));
+    let segment = w.segment();
+    let last = w.config(segment).epoch;
+    w.stop_authority();
+    w.seat.records = old.clone();
+    w.start_authority();
+    w.run(Span::seconds(3));
+    // A member dies, and nothing may be changed: writes wait, nothing is decided twice.
+    w.crash(backup, true);
+    w.run(Span::seconds(5));
+    assert_eq!(w.seat.records, old, "nothing is changed (I11)");
+    let silent = accept(&mut w, None).expect_err("one that may know more is silent");
+    assert!(silent.contains(&format!("{backup} have not said")), "{silent}");
+    w.start(backup);
+    w.run(Span::seconds(3));
+    let forgotten = accept(&mut w, None).expect_err("it says first what is forgotten");
+    assert!(forgotten.contains("this would forget") && forgotten.contains("goes on from what n"), "{forgotten}");
+    assert_eq!(w.seat.records, old, "nothing is changed (I11)");
+    let seen = w.places.values().filter_map(|place| place.process.as_ref()).map(|process| process.superblock.revision);
+    let seen = seen.max();
+    accept(&mut w, seen).expect("named");
+    assert!(w.config(segment).epoch > last, "no epoch is made twice (I1)");
+    expect_progress(&mut w, Span::seconds(10));
+    expect_whole(&mut w, Span::seconds(30));
+    let primary = w.primary();
+    w.crash(primary, true);
+    expect_progress(&mut w, Span::seconds(10));
+    w.start(primary);
+    expect_whole(&mut w, Span::seconds(30));
+    w.verify();
+}
+
+fn accept(w: &mut World, revision: Option<Revision>) -> Result<Answer, String> {
+    w.seat.accepting = true;
+    let answer = w.call(Call::AcceptOlder(AcceptOlder { revision, ..AcceptOlder::default() }), Span::seconds(1));
+    w.seat.accepting = false;
+    answer
+}
+
+fn a_restarted_authority_waits_for_most_of_its_nodes(seed: u64) {
+    let mut w = busy(seed);
+    let (primary, backups) = (w.primary(), w.backups());
+    w.stop_authority();
+    let all: Vec<NodeId> = w.places.keys().copied().collect();
+    let cut: Vec<NodeId> = all.iter().copied().filter(|node| *node != backups[0]).collect();
+    w.seat.cut.extend(&cut);
+    let before = w.seat.records.clone();
+    w.start_authority();
+    w.crash(primary, true);
+    w.run(Span::seconds(10));
+    assert_eq!(w.seat.records, before, "nothing is changed before a majority has reported (I11)");
+    // As soon as it has, the election that waits is decided.
+    w.seat.cut.clear();
+    expect_progress(&mut w, Span::seconds(6));
+    w.start(primary);
+    expect_whole(&mut w, Span::seconds(30));
+    w.verify();
 }
