@@ -205,8 +205,8 @@ fn an_older_record_goes_on_with_what_its_nodes_report() {
 fn an_older_record_is_not_accepted_while_somebody_who_may_know_more_is_silent() {
     let (mut w, old, later, _) = older();
     let (primary, backup, out) = (old.members[0], old.members[1], old.members[2]);
-    let held = HeldConfig { config: later.clone(), promised: Epoch(2) };
-    tells(&mut w, primary.0, 90, &[held.clone()]);
+    let held = HeldConfig { config: later, promised: Epoch(2) };
+    tells(&mut w, primary.0, 90, &[held]);
     let named = AcceptOlder { revision: Some(Revision(90)), ..AcceptOlder::default() };
     let error = accept(&mut w, named.clone()).unwrap_err();
     assert!(error.message.contains(&backup.to_string()) && error.message.contains(&out.to_string()), "{error}");
@@ -215,7 +215,7 @@ fn an_older_record_is_not_accepted_while_somebody_who_may_know_more_is_silent() 
     }
     let error = accept(&mut w, named.clone()).unwrap_err();
     assert!(error.next.unwrap().contains(&format!("--without {backup}")));
-    let without = AcceptOlder { without: vec![primary], ..named.clone() };
+    let without = AcceptOlder { without: vec![primary], ..named };
     assert!(accept(&mut w, without).unwrap_err().message.contains("is in touch"));
     assert!(w.status().frozen.is_some());
     assert!(accept(&mut w, AcceptOlder { without: vec![backup], ..named }).unwrap().done);
