@@ -143,6 +143,10 @@ pub const RECOVERY_GAP: u64 = 1 << 48;
 
 /// Operations one shard has in flight on its device; further ones wait in its queue, in order.
 pub const DEVICE_INFLIGHT: usize = 256;
+/// Bytes of buffers each thread keeps for the next to ask; what is given up beyond goes back to the system.
+pub const POOL_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Longest buffer that is kept.
+pub const POOL_BUFFER_MAX: usize = 2 * 1024 * 1024;
 /// Bytes of the largest `persist`: a whole window adopted at once, with its overhead. A larger one is our mistake.
 pub const PERSIST_BYTES_MAX: u64 = WINDOW_BYTES + 1024 * 1024;
 /// Bytes after which a WAL batch takes no further `persist`; the rest goes into the next batch.

@@ -1,15 +1,27 @@
 //! Buffers a device can read into and write from: aligned to 4 KiB, a multiple of 4 KiB long.
+//!
+//! Each thread keeps some that were given up, by length, so that the steady state of I/O asks nobody for memory and
+//! clears none of it. A buffer is given up by its last owner alone, and that is never somebody the kernel may still
+//! write for (`uring`).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-const ALIGN: usize = 4096;
+use engine_core::limits::{POOL_BUFFER_MAX, POOL_BYTES_MAX};
 
-/// An owned, aligned, zero-initialised run of bytes.
+const ALIGN: usize = 4096;
+/// Shelves for lengths of 1, 2, 3... blocks up to this many; longer ones are kept by powers of two.
+const FINE: usize = 16;
+const SHELVES: usize = FINE + (POOL_BUFFER_MAX / ALIGN / FINE).ilog2() as usize + 1;
+
+/// An owned, aligned run of bytes, all of them initialised.
 pub struct AlignedBuf {
     start: NonNull<u8>,
     len: usize,
+    /// Bytes there are, at least `len`.
+    room: usize,
 }
 
 // SAFETY: it owns its memory alone, like a Box<[u8]>.
@@ -17,24 +29,104 @@ unsafe impl Send for AlignedBuf {}
 // SAFETY: shared access is read-only.
 unsafe impl Sync for AlignedBuf {}
 
+/// What a thread keeps, by length.
+struct Pool {
+    shelves: [Vec<NonNull<u8>>; SHELVES],
+    bytes: usize,
+}
+
+thread_local! {
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool { shelves: [const { Vec::new() }; SHELVES], bytes: 0 }) };
+}
+
+/// The shelf for a length, and the length of what lies there; `None`: too long to be kept.
+const fn shelf(len: usize) -> Option<(usize, usize)> {
+    let blocks = len / ALIGN;
+    if blocks <= FINE {
+        return Some((blocks - 1, len));
+    }
+    let room = len.next_power_of_two();
+    if room > POOL_BUFFER_MAX {
+        return None;
+    }
+    Some((FINE - 1 + (room / ALIGN / FINE).ilog2() as usize, room))
+}
+
+fn layout(len: usize) -> Layout {
+    Layout::from_size_align(len, ALIGN).expect("a length that fits memory")
+}
+
+fn allocate(room: usize) -> NonNull<u8> {
+    let layout = layout(room);
+    // SAFETY: the layout is not of size 0.
+    NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
+}
+
+impl Pool {
+    fn take(&mut self, len: usize) -> Option<(NonNull<u8>, usize)> {
+        let (shelf, room) = shelf(len)?;
+        let start = self.shelves[shelf].pop()?;
+        self.bytes -= room;
+        Some((start, room))
+    }
+
+    /// `false`: there is no place for it.
+    fn keep(&mut self, start: NonNull<u8>, room: usize) -> bool {
+        let Some((shelf, kept)) = shelf(room).filter(|_| self.bytes + room <= POOL_BYTES_MAX) else { return false };
+        debug_assert_eq!(kept, room, "what lies on a shelf has its length");
+        self.bytes += room;
+        self.shelves[shelf].push(start);
+        true
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        for (index, starts) in self.shelves.iter_mut().enumerate() {
+            let room = if index < FINE { (index + 1) * ALIGN } else { (FINE * ALIGN) << (index - FINE + 1) };
+            for start in starts.drain(..) {
+                // SAFETY: allocated in `allocate` with this length, the one of its shelf.
+                unsafe { dealloc(start.as_ptr(), layout(room)) }
+            }
+        }
+    }
+}
+
 impl AlignedBuf {
     /// `len` zero bytes; `len` is a multiple of 4 KiB and not 0.
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
+        let (mut buffer, used) = Self::get(len);
+        if used {
+            buffer.fill(0);
+        }
+        buffer
+    }
+
+    /// `len` bytes of whatever was there before, for who overwrites all of them; `len` as in [`AlignedBuf::zeroed`].
+    #[must_use]
+    pub fn to_fill(len: usize) -> Self {
+        Self::get(len).0
+    }
+
+    /// And whether it was used before.
+    fn get(len: usize) -> (Self, bool) {
         assert!(len > 0 && len.is_multiple_of(ALIGN), "{len} bytes is not a whole number of blocks");
-        let layout = Layout::from_size_align(len, ALIGN).expect("a length that fits memory");
-        // SAFETY: the layout is not of size 0.
-        let raw = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(raw).unwrap_or_else(|| handle_alloc_error(layout));
-        Self { start, len }
+        // A thread at its end has no pool any more.
+        if let Some((start, room)) = POOL.try_with(|pool| pool.borrow_mut().take(len)).ok().flatten() {
+            return (Self { start, len, room }, true);
+        }
+        let room = shelf(len).map_or(len, |(_, room)| room);
+        (Self { start: allocate(room), len, room }, false)
     }
 }
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        let layout = Layout::from_size_align(self.len, ALIGN).expect("as allocated");
-        // SAFETY: allocated in `zeroed` with this layout.
-        unsafe { dealloc(self.start.as_ptr(), layout) }
+        if !POOL.try_with(|pool| pool.borrow_mut().keep(self.start, self.room)).unwrap_or(false) {
+            // SAFETY: allocated in `allocate` with this length.
+            unsafe { dealloc(self.start.as_ptr(), layout(self.room)) }
+        }
     }
 }
 
@@ -63,5 +155,38 @@ impl AsRef<[u8]> for AlignedBuf {
 impl std::fmt::Debug for AlignedBuf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "AlignedBuf({})", self.len)
+    }
+}
+
+const _: () = assert!(POOL_BUFFER_MAX.is_power_of_two() && POOL_BUFFER_MAX > FINE * ALIGN);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_that_is_given_up_serves_again_and_zeros_are_zeros() {
+        for blocks in [1, 3, 16, 17, 20, 32, 33, 256, POOL_BUFFER_MAX / ALIGN, POOL_BUFFER_MAX / ALIGN + 1] {
+            let len = blocks * ALIGN;
+            let mut first = AlignedBuf::to_fill(len);
+            first.fill(7);
+            let at = first.as_ptr();
+            drop(first);
+            let again = AlignedBuf::to_fill(len);
+            assert_eq!(again.len(), len);
+            assert_eq!(at == again.as_ptr() && again[0] == 7, len <= POOL_BUFFER_MAX, "{blocks} blocks");
+            drop(again);
+            assert!(AlignedBuf::zeroed(len).iter().all(|byte| *byte == 0));
+        }
+    }
+
+    #[test]
+    fn what_a_thread_keeps_is_bounded() {
+        let buffers: Vec<AlignedBuf> = (0..POOL_BYTES_MAX / ALIGN + 10).map(|_| AlignedBuf::to_fill(ALIGN)).collect();
+        drop(buffers);
+        POOL.with(|pool| assert!(pool.borrow().bytes <= POOL_BYTES_MAX));
+        // One that was made here and ends elsewhere is that thread's.
+        let buffer = AlignedBuf::to_fill(ALIGN);
+        std::thread::spawn(move || drop(buffer)).join().expect("it only drops a buffer");
     }
 }

@@ -1,12 +1,14 @@
 //! A shard's region of a device over io_uring and O_DIRECT.
 //!
-//! One ring per shard, used by its thread alone. Buffers of started operations live in `running` until the kernel has
-//! answered for them, whoever submitted them: dropping the device waits for every answer before memory is freed.
-//! An eventfd is registered with the ring, so that a tokio `AsyncFd` can wait for completions.
+//! One ring per shard, used by its thread alone: where the kernel knows how, it is told so, and does the work of a
+//! completion when this thread asks for it instead of interrupting it (DEFER_TASKRUN; [`Setup`] has the ways for older
+//! kernels). Buffers of started operations live in `running` until the kernel has answered for them, whoever
+//! submitted them: dropping the device waits for every answer before memory is freed. The ring's own descriptor is
+//! readable when there is something to take, so that a tokio `AsyncFd` can wait for it.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 
 use engine_core::limits::{BLOCK_SIZE, DEVICE_INFLIGHT};
 use io_uring::{IoUring, opcode, types};
@@ -21,10 +23,36 @@ struct Running {
     buffer: Option<AlignedBuf>,
 }
 
+/// How the kernel tells of completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setup {
+    /// When this thread, the only one that uses the ring, asks for them (Linux 6.1).
+    Deferred,
+    /// When this thread enters the kernel for whatever reason (Linux 5.19).
+    Cooperative,
+    /// At once, interrupting this thread.
+    Plain,
+}
+
+impl Setup {
+    /// Best first.
+    pub const ALL: [Self; 3] = [Self::Deferred, Self::Cooperative, Self::Plain];
+
+    fn ring(self) -> io::Result<IoUring> {
+        let mut builder = IoUring::builder();
+        match self {
+            Self::Deferred => drop(builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag()),
+            Self::Cooperative => drop(builder.setup_coop_taskrun().setup_taskrun_flag()),
+            Self::Plain => {}
+        }
+        #[allow(clippy::cast_possible_truncation)] // a constant of 256
+        builder.build(DEVICE_INFLIGHT as u32)
+    }
+}
+
 /// See the module.
 pub struct UringDevice {
     ring: IoUring,
-    wake: OwnedFd,
     file: DeviceFile,
     base: u64,
     len: u64,
@@ -42,22 +70,31 @@ impl UringDevice {
     /// A ring for the region `base..base + len` of a device. Call it on the thread that will use it.
     ///
     /// # Errors
-    /// When the kernel gives no ring (io_uring disabled?) or no eventfd.
+    /// When the kernel gives no ring (io_uring disabled?).
     pub fn new(file: DeviceFile, base: u64, len: u64) -> io::Result<Self> {
-        assert!(base.is_multiple_of(BLOCK_SIZE) && len.is_multiple_of(BLOCK_SIZE), "regions are whole blocks");
-        #[allow(clippy::cast_possible_truncation)] // a constant of 256
-        let ring = IoUring::builder().build(DEVICE_INFLIGHT as u32)?;
-        // SAFETY: a plain system call without pointers.
-        let raw = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if raw < 0 {
-            return Err(io::Error::last_os_error());
+        let mut failed = io::Error::from(io::ErrorKind::Unsupported);
+        for setup in Setup::ALL {
+            match Self::with_setup(file.clone(), base, len, setup) {
+                Ok(device) => return Ok(device),
+                // A kernel that does not know a flag says so; anything else another setup does not heal.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => failed = error,
+                Err(error) => return Err(error),
+            }
         }
-        // SAFETY: just created, owned by nobody else.
-        let wake = unsafe { OwnedFd::from_raw_fd(raw) };
-        ring.submitter().register_eventfd(wake.as_raw_fd())?;
+        Err(failed)
+    }
+
+    /// As [`UringDevice::new`], with this setup or none.
+    ///
+    /// # Errors
+    /// `EINVAL` when the kernel does not know the setup.
+    pub fn with_setup(file: DeviceFile, base: u64, len: u64, setup: Setup) -> io::Result<Self> {
+        assert!(base.is_multiple_of(BLOCK_SIZE) && len.is_multiple_of(BLOCK_SIZE), "regions are whole blocks");
+        // The file is not registered with the ring: a killed process would leave it, and its lock, to a ring that the
+        // kernel takes down in its own time, and the next one would find the device in use.
+        let ring = setup.ring()?;
         Ok(Self {
             ring,
-            wake,
             file,
             base,
             len,
@@ -89,14 +126,13 @@ impl UringDevice {
         };
         let entry = entry.user_data(slot as u64);
         // SAFETY: the buffer's memory does not move with the AlignedBuf and stays in `running` until the completion
-        // has been taken; the descriptor lives as long as `self.file`.
+        // has been taken; the ring holds the file it was registered with.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         assert!(pushed.is_ok(), "the ring has a place for each of our slots");
         self.running[slot] = Some(Running { tag, buffer });
     }
 
     fn collect(&mut self, done: &mut Vec<Completion>) {
-        let before = done.len();
         for entry in self.ring.completion() {
             let slot = usize::try_from(entry.user_data()).expect("our slot number");
             let Running { tag, buffer } = self.running[slot].take().expect("a completion belongs to a running one");
@@ -111,10 +147,13 @@ impl UringDevice {
             self.free.push(slot);
             done.push(Completion { tag, buffer, result });
         }
-        if done.len() > before {
-            let mut count = 0u64;
-            // SAFETY: reads up to 8 bytes into 8 bytes; non-blocking.
-            unsafe { libc::read(self.wake.as_raw_fd(), (&raw mut count).cast(), 8) };
+    }
+
+    /// Lets the kernel finish what is done and waits for this thread to ask.
+    fn run_deferred(&mut self) {
+        if self.ring.submission().taskrun() {
+            // What goes wrong here goes wrong again, and is looked at, when something is started.
+            let _ = self.ring.submit();
         }
     }
 
@@ -167,6 +206,7 @@ impl Device for UringDevice {
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) {
+        self.run_deferred();
         self.collect(done);
         done.append(&mut self.ended);
         if !self.queue.is_empty() || !self.ring.submission().is_empty() {
@@ -175,7 +215,7 @@ impl Device for UringDevice {
     }
 
     fn wake_fd(&self) -> Option<RawFd> {
-        Some(self.wake.as_raw_fd())
+        Some(self.ring.as_raw_fd())
     }
 }
 
@@ -232,9 +272,18 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_written_is_read_in_its_own_region_even_beyond_the_rings_size() {
+        for setup in Setup::ALL {
+            write_and_read(setup);
+        }
+    }
+
+    fn write_and_read(setup: Setup) {
         let Some(dir) = direct_dir() else { return };
         let file = DeviceFile::create(&dir.path().join("device"), 8 << 20, &mut |_| ()).unwrap();
-        let mut device = UringDevice::new(file.clone(), 1 << 20, 4 << 20).unwrap();
+        let mut device = match UringDevice::with_setup(file.clone(), 1 << 20, 4 << 20, setup) {
+            Ok(device) => device,
+            Err(error) => return eprintln!("SKIPPED: {setup:?}: {error}"),
+        };
         let blocks = DEVICE_INFLIGHT as u64 * 3;
         for block in 0..blocks {
             let mut buffer = AlignedBuf::zeroed(4096);

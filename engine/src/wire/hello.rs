@@ -15,7 +15,8 @@ use tokio::net::TcpStream;
 
 use super::codec::frame::{Kind, VERSION};
 use super::codec::{Wire, decode, encode};
-use super::link::{Halves, Link, Stream, write_frame};
+use super::link::{Halves, Link, Stream};
+use super::outbox::write_frame;
 use super::{Malformed, WireError};
 
 /// Which of the two networks a connection runs over (R8).

@@ -1,38 +1,29 @@
 //! A connection after its handshake: messages in, messages out.
 //!
 //! In: a fixed buffer takes whatever arrives; frames are decoded out of it, and a payload goes straight into its own
-//! block-aligned buffer, from which the device can write. Out: messages are encoded by whoever sends them and queued;
-//! one task per link gathers everything queued into vectored writes, payloads uncopied. A peer that stops reading,
-//! stops in the middle of a frame or vanishes ends the link within a stated time (I15).
+//! block-aligned buffer, from which the device can write. Out: see `outbox`. A peer that stops reading, stops in the
+//! middle of a frame or vanishes ends the link within a stated time (I15).
 
-use std::collections::VecDeque;
-use std::io::IoSlice;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
-use engine_core::limits::{
-    FRAME_BODY_MAX, FRAME_DEADLINE, HELLO_BODY_MAX, OUTBOX_BYTES_MAX, OUTBOX_MAX, SOCKET_SILENCE_MAX, WRITE_STALL_MAX,
-};
+use bytes::Bytes;
+use engine_core::limits::{FRAME_BODY_MAX, FRAME_DEADLINE, HELLO_BODY_MAX, SOCKET_SILENCE_MAX};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, DuplexStream};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
+use super::codec::decode;
 use super::codec::frame::{HEADER_LEN, Header, Kind};
-use super::codec::{Frame, decode, encode};
-use super::{Malformed, Message, Unsendable, WireError};
+use super::outbox::{Outbox, Shared, Writing};
+use super::{Malformed, Message, WireError};
 use crate::device::buffer::AlignedBuf;
 
 /// Bytes of a link's receive buffer. A larger body makes it grow for that one frame.
 const BUFFER_LEN: usize = 128 * 1024;
-/// Pieces handed to the kernel in one vectored write.
-const PIECES_MAX: usize = 128;
 
 type Reading = Box<dyn AsyncRead + Send + Unpin>;
-type Writing = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// A byte stream a link can run over.
 pub trait Stream: Send + Unpin + 'static {
@@ -48,7 +39,7 @@ pub trait Stream: Send + Unpin + 'static {
 impl Stream for TcpStream {
     fn halves(self) -> (Reading, Writing) {
         let (reading, writing) = self.into_split();
-        (Box::new(reading), Box::new(writing))
+        (Box::new(reading), Writing::Socket(Arc::new(writing)))
     }
 
     fn tune(&self) -> std::io::Result<()> {
@@ -64,7 +55,7 @@ impl Stream for TcpStream {
 impl Stream for DuplexStream {
     fn halves(self) -> (Reading, Writing) {
         let (reading, writing) = tokio::io::split(self);
-        (Box::new(reading), Box::new(writing))
+        (Box::new(reading), Writing::Other(Box::new(writing)))
     }
 }
 
@@ -82,14 +73,12 @@ impl Halves {
 
     pub(super) fn into_link(self) -> Link {
         let shared = Arc::clone(&self.inbound.shared);
-        let task = tokio::spawn(write_queued(self.writer, Arc::clone(&shared)));
-        // Set once: a link is made once.
-        let _ = shared.writer.set(task.abort_handle());
-        Link { inbound: self.inbound, outbox: Outbox { sender: Arc::new(Sender(shared)) } }
+        shared.start(self.writer);
+        Link { inbound: self.inbound, outbox: Outbox::new(shared) }
     }
 
     pub(super) async fn finish(mut self) {
-        let _ = self.writer.shutdown().await;
+        self.writer.shutdown().await;
     }
 }
 
@@ -106,209 +95,6 @@ impl Link {
     pub fn split(self) -> (Inbound, Outbox) {
         (self.inbound, self.outbox)
     }
-}
-
-/// What both directions know of each other.
-#[derive(Default)]
-struct Shared {
-    queue: Mutex<Queue>,
-    /// Wakes the writing task.
-    work: Notify,
-    /// Wakes whoever waits in [`Inbound::next`].
-    over: Notify,
-    writer: OnceLock<AbortHandle>,
-}
-
-#[derive(Default)]
-struct Queue {
-    frames: VecDeque<Frame>,
-    /// Messages and bytes not yet taken by the socket, those being written included.
-    messages: usize,
-    bytes: usize,
-    /// No more is taken; what is queued is still written.
-    closing: bool,
-    /// Nothing is written any more.
-    dead: bool,
-}
-
-impl Shared {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        // A panic while the lock was held leaves a queue that is still a queue.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Everything queued; `None` when nothing is and nothing more will be.
-    fn take(&self) -> Option<VecDeque<Frame>> {
-        let mut queue = self.queue();
-        let over = queue.dead || (queue.closing && queue.frames.is_empty());
-        (!over).then(|| std::mem::take(&mut queue.frames))
-    }
-
-    /// Ends the link now; what is queued is dropped.
-    fn kill(&self) {
-        let mut queue = self.queue();
-        queue.dead = true;
-        queue.frames.clear();
-        drop(queue);
-        if let Some(writer) = self.writer.get() {
-            writer.abort();
-        }
-        self.over.notify_one();
-    }
-
-    fn close(&self) {
-        self.queue().closing = true;
-        self.work.notify_one();
-    }
-}
-
-/// Why a message was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum SendError {
-    /// Too much waits for this socket already. Nothing was queued.
-    #[error("too much waits for this connection")]
-    Full,
-    /// The link is over.
-    #[error("connection closed")]
-    Closed,
-    /// No frame can hold it: a mistake of the sender.
-    #[error(transparent)]
-    Unsendable(#[from] Unsendable),
-}
-
-/// The sending direction. Clones share one queue; the link closes when the last is dropped.
-#[derive(Clone)]
-pub struct Outbox {
-    sender: Arc<Sender>,
-}
-
-impl std::fmt::Debug for Outbox {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let queue = self.sender.0.queue();
-        write!(f, "Outbox({} messages, {} bytes)", queue.messages, queue.bytes)
-    }
-}
-
-struct Sender(Arc<Shared>);
-
-impl Drop for Sender {
-    fn drop(&mut self) {
-        self.0.close();
-    }
-}
-
-impl Outbox {
-    /// Queues a message behind all before it. Never waits.
-    pub fn try_send(&self, message: &Message) -> Result<(), SendError> {
-        let frame = match message {
-            Message::Peer(message) => encode(Kind::Peer, message),
-            Message::Peers(messages) => encode(Kind::Peers, messages),
-            Message::Request(message) => encode(Kind::Request, message),
-            Message::Reply(message) => encode(Kind::Reply, message),
-            Message::ToAuthority(message) => encode(Kind::ToAuthority, message),
-            Message::FromAuthority(message) => encode(Kind::FromAuthority, message),
-        }?;
-        let len = frame.len();
-        let mut queue = self.sender.0.queue();
-        if queue.closing || queue.dead {
-            return Err(SendError::Closed);
-        }
-        if queue.messages >= OUTBOX_MAX || queue.bytes + len > OUTBOX_BYTES_MAX {
-            return Err(SendError::Full);
-        }
-        queue.messages += 1;
-        queue.bytes += len;
-        queue.frames.push_back(frame);
-        drop(queue);
-        self.sender.0.work.notify_one();
-        Ok(())
-    }
-
-    /// Takes no more messages; what is queued is still written, then the link ends.
-    pub fn close(&self) {
-        self.sender.0.close();
-    }
-
-    /// Ends the link at once; what is queued is lost.
-    pub fn abort(&self) {
-        self.sender.0.kill();
-    }
-
-    /// Whether the link is over or ending.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        let queue = self.sender.0.queue();
-        queue.closing || queue.dead
-    }
-
-    /// Messages and bytes that wait for the socket.
-    #[must_use]
-    pub fn queued(&self) -> (usize, usize) {
-        let queue = self.sender.0.queue();
-        (queue.messages, queue.bytes)
-    }
-}
-
-/// The writing task of one link.
-async fn write_queued(mut writer: Writing, shared: Arc<Shared>) {
-    let mut pieces = VecDeque::new();
-    loop {
-        let Some(frames) = shared.take() else { break };
-        if frames.is_empty() {
-            shared.work.notified().await;
-            continue;
-        }
-        let (messages, bytes) = (frames.len(), frames.iter().map(Frame::len).sum::<usize>());
-        for frame in frames {
-            pieces.push_back(frame.head);
-            pieces.extend(frame.payload);
-        }
-        if let Err(error) = write_pieces(&mut writer, &mut pieces).await {
-            tracing::debug!(%error, "a connection ends while writing");
-            break;
-        }
-        let mut queue = shared.queue();
-        queue.messages -= messages;
-        queue.bytes -= bytes;
-    }
-    let _ = timeout(Duration::from_nanos(WRITE_STALL_MAX.0), writer.shutdown()).await;
-    let mut queue = shared.queue();
-    queue.dead = true;
-    queue.frames.clear();
-    drop(queue);
-    shared.over.notify_one();
-}
-
-pub(super) async fn write_frame(writer: &mut Writing, frame: Frame) -> Result<(), WireError> {
-    let mut pieces: VecDeque<Bytes> = frame.payload.into();
-    pieces.push_front(frame.head);
-    write_pieces(writer, &mut pieces).await
-}
-
-async fn write_pieces(writer: &mut Writing, pieces: &mut VecDeque<Bytes>) -> Result<(), WireError> {
-    while !pieces.is_empty() {
-        let mut slices = [IoSlice::new(&[]); PIECES_MAX];
-        let mut used = 0;
-        for (slice, piece) in slices.iter_mut().zip(pieces.iter()) {
-            *slice = IoSlice::new(piece);
-            used += 1;
-        }
-        let stall = Duration::from_nanos(WRITE_STALL_MAX.0);
-        let mut written = match timeout(stall, writer.write_vectored(&slices[..used])).await {
-            Ok(Ok(0)) => return Err(WireError::Closed),
-            Ok(written) => written?,
-            Err(_) => return Err(WireError::Slow("the other side takes nothing any more")),
-        };
-        while let Some(piece) = pieces.front_mut() {
-            if written < piece.len() {
-                piece.advance(written);
-                break;
-            }
-            written -= piece.len();
-            pieces.pop_front();
-        }
-    }
-    Ok(())
 }
 
 /// A payload on its way in.
@@ -463,7 +249,7 @@ impl Inbound {
         }
         let behind = self.start + HEADER_LEN + header.body_len;
         let payload = self.payload.get_or_insert_with(|| {
-            let mut data = AlignedBuf::zeroed(header.payload_len);
+            let mut data = AlignedBuf::to_fill(header.payload_len);
             let buffered = (self.end - behind).min(header.payload_len);
             data[..buffered].copy_from_slice(&self.buffer[behind..behind + buffered]);
             Arriving { data, filled: buffered, buffered }

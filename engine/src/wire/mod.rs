@@ -10,6 +10,7 @@
 mod codec;
 mod hello;
 mod link;
+mod outbox;
 
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,8 @@ use engine_core::message::{FromAuthority, PeerMessage, Reply, Request, ToAuthori
 pub use codec::frame::{HEADER_LEN, MAGIC, VERSION, looks_like_wire};
 pub use codec::{Malformed, Unsendable, check_peer, check_request, check_sums, with_sums};
 pub use hello::{Hello, Local, Network, Welcome, Who, accept, accept_if, dial, greet};
-pub use link::{Inbound, Link, Outbox, SendError, Stream};
+pub use link::{Inbound, Link, Stream};
+pub use outbox::{Outbox, SendError, Writing};
 
 /// Anything that is said after the handshake.
 #[derive(Clone, PartialEq, Eq, Debug)]

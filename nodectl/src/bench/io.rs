@@ -26,6 +26,9 @@ use crate::reach::{self, Reach};
 use crate::units;
 use crate::verify::stamp::{BLOCK, Stamp};
 
+/// Seconds that are counted one by one.
+const SECONDS_MAX: u32 = 24 * 3600;
+
 /// Arguments of `bench io`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -43,6 +46,9 @@ pub(crate) struct Args {
     /// How long to run.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
+    /// Stop after this many requests.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    ios: Option<u64>,
     /// Go through this NBD server instead of the native client; the volume is not attached then.
     #[arg(long, value_name = "URI")]
     nbd: Option<crate::nbd::Address>,
@@ -107,6 +113,8 @@ pub(crate) struct Report {
     read_latency: Option<Latency>,
     write_latency: Option<Latency>,
     longest_gap_ms: f64,
+    /// Requests done in the second with the fewest, of the whole seconds since the start; `None`: there was none.
+    slowest_second: Option<u64>,
     /// Processor milliseconds per request: of this process, and of all processes of the cluster (with `--cluster`).
     client_cpu_ms_per_io: f64,
     cluster_cpu_ms_per_io: Option<f64>,
@@ -150,8 +158,13 @@ struct Load {
     blocks: u64,
     cursor: u64,
     block_bytes: u64,
+    /// Requests not begun yet.
+    left: u64,
+    begun: Instant,
     until: Instant,
     last: Instant,
+    /// Requests done by second.
+    seconds: Vec<u64>,
     gap: Duration,
     read_latency: Histogram<u64>,
     write_latency: Histogram<u64>,
@@ -163,9 +176,10 @@ struct Load {
 impl Load {
     /// Offset, and whether it is a write.
     fn next(&mut self) -> Option<(u64, bool)> {
-        if Instant::now() >= self.until || self.error.is_some() {
+        if Instant::now() >= self.until || self.error.is_some() || self.left == 0 {
             return None;
         }
+        self.left -= 1;
         let block = match self.mode {
             Mode::Write | Mode::Read => {
                 self.cursor += 1;
@@ -201,6 +215,10 @@ impl Load {
                 let now = Instant::now();
                 self.gap = self.gap.max(now - self.last);
                 self.last = now;
+                let second = usize::try_from((now - self.begun).as_secs()).unwrap_or(usize::MAX);
+                if let Some(count) = self.seconds.get_mut(second) {
+                    *count += 1;
+                }
                 let micros = u64::try_from((now - begun).as_micros()).unwrap_or(u64::MAX);
                 let (histogram, count) = if write {
                     (&mut self.write_latency, &mut self.writes)
@@ -246,8 +264,11 @@ async fn measure<E: Export>(volume: Rc<E>, args: &Args, pids: &[u32]) -> Result<
         blocks,
         cursor: 0,
         block_bytes: args.bs,
+        left: args.ios.unwrap_or(u64::MAX),
+        begun,
         until: begun + limit,
         last: begun,
+        seconds: vec![0; args.seconds.min(SECONDS_MAX) as usize],
         gap: Duration::ZERO,
         read_latency: histogram(),
         write_latency: histogram(),
@@ -315,6 +336,12 @@ fn report(load: &Load, args: &Args, elapsed: Duration, client: Duration, cluster
         read_latency: both.then(|| percentiles(&load.read_latency)),
         write_latency: both.then(|| percentiles(&load.write_latency)),
         longest_gap_ms: units::millis(load.gap),
+        slowest_second: load
+            .seconds
+            .iter()
+            .take(usize::try_from(elapsed.as_secs()).unwrap_or(usize::MAX))
+            .min()
+            .copied(),
         client_cpu_ms_per_io: per_io(client),
         cluster_cpu_ms_per_io: cluster.map(per_io),
     }
@@ -346,6 +373,7 @@ fn table(report: &Report) -> String {
         }
     }
     row("longest gap", format!("{:.1} ms", report.longest_gap_ms));
+    row("slowest second", report.slowest_second.map_or_else(String::new, |ios| format!("{ios} requests")));
     row("client cpu per I/O", format!("{:.3} ms", report.client_cpu_ms_per_io));
     if let Some(cluster) = report.cluster_cpu_ms_per_io {
         row("cluster cpu per I/O", format!("{cluster:.3} ms"));

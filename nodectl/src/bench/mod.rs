@@ -1,8 +1,10 @@
 //! `nodectl bench`: how fast it is, with the percentiles that matter.
 
+mod beside;
 pub(crate) mod cpu;
 pub(crate) mod failover;
 pub(crate) mod io;
+mod machine;
 
 use clap::Subcommand;
 
@@ -16,6 +18,8 @@ pub(crate) enum Bench {
     Io(io::Args),
     /// How long a client gets no answer when something fails: on a cluster of its own, fault by fault.
     Failover(failover::Args),
+    /// The bare disk and a cluster of three nodes on it, in turns: what the way through the cluster costs.
+    SideBySide(beside::Args),
 }
 
 /// Runs one of them.
@@ -23,5 +27,6 @@ pub(crate) fn run(global: &Global, bench: Bench) -> Result<(), Failure> {
     match bench {
         Bench::Io(args) => io::run(global, args),
         Bench::Failover(args) => failover::run(global, &args),
+        Bench::SideBySide(args) => beside::run(global, &args),
     }
 }

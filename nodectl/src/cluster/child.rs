@@ -41,7 +41,7 @@ pub(crate) fn node(
     node: &NodeEntry,
     namespace: Option<RawFd>,
 ) -> Result<Child, Failure> {
-    let args: Vec<OsString> = vec![
+    let mut args: Vec<OsString> = vec![
         "noded".into(),
         "--id".into(),
         node.id.to_string().into(),
@@ -60,6 +60,9 @@ pub(crate) fn node(
         "--shards".into(),
         settings.shards.to_string().into(),
     ];
+    if let Some(size) = settings.wal_size {
+        args.extend(["--wal-size".into(), size.to_string().into()]);
+    }
     spawn(&dir.node(node.id), &args, namespace)
 }
 

@@ -69,6 +69,9 @@ pub(crate) struct Settings {
     pub(crate) grace_ms: u64,
     /// Shards of each node.
     pub(crate) shards: u16,
+    /// Bytes of each shard's write-ahead log, where it was chosen.
+    #[serde(default)]
+    pub(crate) wal_size: Option<u64>,
 }
 
 /// The directory.

@@ -58,6 +58,9 @@ pub(crate) struct Args {
     /// Shards of each node [default: 1].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) shards: Option<u16>,
+    /// Write-ahead log of each shard [default: a part of its device].
+    #[arg(long, value_parser = units::parse_size)]
+    pub(crate) wal_size: Option<u64>,
 }
 
 impl Args {
@@ -70,6 +73,7 @@ impl Args {
             device_size: self.device_size.unwrap_or(3 << 30),
             grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
             shards: self.shards.unwrap_or(1),
+            wal_size: self.wal_size,
         }
     }
 
@@ -86,6 +90,11 @@ impl Args {
             ),
             ("--grace", self.grace.is_some() && wanted.grace_ms != made.grace_ms, format!("{}ms", made.grace_ms)),
             ("--shards", self.shards.is_some() && wanted.shards != made.shards, made.shards.to_string()),
+            (
+                "--wal-size",
+                self.wal_size.is_some() && wanted.wal_size != made.wal_size,
+                made.wal_size.map_or_else(|| "of its own choice".to_owned(), units::size),
+            ),
         ];
         pairs.into_iter().find(|(_, differs, _)| *differs).map(|(flag, _, made)| format!("{flag} {made}"))
     }

@@ -5,7 +5,7 @@
 //! failure only the devices are, so that the logs can be read.
 
 mod report;
-mod running;
+pub(crate) mod running;
 mod story;
 
 use std::path::{Path, PathBuf};
@@ -80,6 +80,7 @@ fn tell(dir: &Path, args: &Args) -> Result<Report, Failure> {
         device_size: Some(DEVICE),
         grace: Some(GRACE),
         shards: Some(1),
+        wal_size: None,
     };
     let begun = Instant::now();
     let running = Running::start(up)?;

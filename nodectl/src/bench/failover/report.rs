@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::fault::Fault;
 use super::load::{Pair, Verified};
+use crate::bench::machine::Machine;
 use crate::output::Table;
 use crate::units;
 
@@ -97,34 +98,6 @@ pub(super) struct Skipped {
     pub(super) why: String,
 }
 
-/// Where it ran.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Machine {
-    version: &'static str,
-    optimised: bool,
-    kernel: String,
-    processor: String,
-    processors: usize,
-    /// When it began: one minute's average.
-    load_average: String,
-}
-
-impl Machine {
-    pub(super) fn here() -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let info = read("/proc/cpuinfo");
-        let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-        Self {
-            version: env!("CARGO_PKG_VERSION"),
-            optimised: !cfg!(debug_assertions),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            processor: model.trim_start_matches(['\t', ' ', ':']).to_owned(),
-            processors: std::thread::available_parallelism().map_or(0, usize::from),
-            load_average: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
-        }
-    }
-}
-
 /// What it ran with.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Options {
@@ -178,12 +151,11 @@ pub(super) fn table(report: &Report) -> String {
     }
     let (machine, options, verified) = (&report.machine, &report.options, &report.verified);
     let skipped: String = report.skipped.iter().map(|s| format!("\nskipped {}: {}", s.fault.name(), s.why)).collect();
-    let build = if machine.optimised { "" } else { " (NOT an optimised build)" };
     format!(
         "Longest time a client got no answer, p50 / max in ms: while the fault lasted, and from its end until all \
          copies were back.\n\n{table}\n{skipped}\n\
          {} nodes in {} zones, network: {}, spread: {}, {} copies, 4K writes and 4K reads with {} in flight each\n\
-         {} x {}, kernel {}, load average {} at the beginning; nodectl {}{build}\n\
+         {machine}\n\
          verified: {} writes, {} reads (none stale), {} blocks, {} on members; {:.0} s",
         options.nodes,
         options.zones,
@@ -191,11 +163,6 @@ pub(super) fn table(report: &Report) -> String {
         options.spread,
         options.copies,
         options.depth,
-        machine.processors,
-        machine.processor,
-        machine.kernel,
-        machine.load_average,
-        machine.version,
         verified.writes,
         verified.reads,
         verified.blocks,

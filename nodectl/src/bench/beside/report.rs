@@ -1,0 +1,191 @@
+//! What was measured side by side, as one document.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::bare::Bare;
+use super::cases::{Case, Figure};
+use super::fleet::Load;
+use crate::bench::machine::Machine;
+use crate::output::Table;
+use crate::units;
+
+/// What it ran with.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Options {
+    pub(super) nodes: u16,
+    pub(super) copies: u16,
+    pub(super) network: &'static str,
+    pub(super) size: u64,
+    pub(super) wal_size: u64,
+    pub(super) sustained_size: u64,
+    pub(super) sustained_wal_size: u64,
+    pub(super) rounds: u32,
+    pub(super) seconds: u32,
+    pub(super) sustained_seconds: u32,
+    pub(super) bare: String,
+}
+
+/// One case, round by round.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Row {
+    case: &'static str,
+    figure: Figure,
+    target_ratio: f64,
+    target_p50_us: Option<f64>,
+    target_cpu_ms: Option<f64>,
+    pub(super) bare: Vec<Bare>,
+    pub(super) cluster: Vec<Load>,
+}
+
+/// The report.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Report {
+    pub(super) at: String,
+    pub(super) machine: Machine,
+    pub(super) options: Options,
+    pub(super) rows: Vec<Row>,
+    pub(super) seconds: f64,
+}
+
+/// Half are at most this.
+fn median(figures: impl Iterator<Item = f64>) -> f64 {
+    let mut figures: Vec<f64> = figures.collect();
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len().saturating_sub(1) / 2).copied().unwrap_or_default()
+}
+
+impl Row {
+    pub(super) fn new(case: &Case) -> Self {
+        Self {
+            case: case.name,
+            figure: case.figure,
+            target_ratio: case.ratio,
+            target_p50_us: case.p50_max_us,
+            target_cpu_ms: case.cpu_max_ms,
+            bare: Vec::new(),
+            cluster: Vec::new(),
+        }
+    }
+
+    fn bare_figure(&self) -> f64 {
+        median(self.bare.iter().map(|bare| bare.figure(self.figure)))
+    }
+
+    fn cluster_figure(&self) -> f64 {
+        median(self.cluster.iter().map(|load| load.figure(self.figure)))
+    }
+
+    fn cpu_ms(&self) -> f64 {
+        median(self.cluster.iter().map(Load::cpu_ms))
+    }
+
+    /// Round by round where both have as many, else of the medians.
+    fn ratio(&self) -> f64 {
+        if self.bare.len() != self.cluster.len() {
+            return self.cluster_figure() / self.bare_figure();
+        }
+        let pairs = self.cluster.iter().zip(&self.bare);
+        median(pairs.map(|(load, bare)| load.figure(self.figure) / bare.figure(self.figure)))
+    }
+
+    fn is_met(&self) -> bool {
+        let ratio = self.ratio();
+        let fast = if self.figure.is_less_better() { ratio <= self.target_ratio } else { ratio >= self.target_ratio };
+        let quick = self.target_p50_us.is_none_or(|most| self.cluster_figure() <= most);
+        fast && quick && self.target_cpu_ms.is_none_or(|most| self.cpu_ms() <= most)
+    }
+
+    /// The last round, in a line.
+    pub(super) fn last(&self) -> String {
+        let (Some(bare), Some(load)) = (self.bare.last(), self.cluster.last()) else { return String::new() };
+        let (bare, cluster) = (bare.figure(self.figure), load.figure(self.figure));
+        let (unit, ratio) = (self.figure.unit(), cluster / bare);
+        format!("{:30} bare {bare:.0}, cluster {cluster:.0} {unit}: {ratio:.2}; {:.4} ms", self.case, load.cpu_ms())
+    }
+}
+
+/// For people.
+pub(super) fn table(report: &Report) -> String {
+    let mut table = Table::new([
+        "case",
+        "bare",
+        "cluster",
+        "",
+        "ratio",
+        "target",
+        "p50 us",
+        "p99 us",
+        "slowest s",
+        "cpu ms",
+        "target",
+        "",
+    ]);
+    for row in &report.rows {
+        let sign = if row.figure.is_less_better() { "<=" } else { ">=" };
+        let most = row.target_p50_us.map_or_else(String::new, |most| format!(", <= {most:.0} us"));
+        table.row([
+            row.case.to_owned(),
+            format!("{:.0}", row.bare_figure()),
+            format!("{:.0}", row.cluster_figure()),
+            row.figure.unit().to_owned(),
+            format!("{:.2}", row.ratio()),
+            format!("{sign} {}{most}", row.target_ratio),
+            format!("{:.0}", median(row.cluster.iter().map(|load| load.latency.p50_us))),
+            format!("{:.0}", median(row.cluster.iter().map(|load| load.latency.p99_us))),
+            row.cluster.iter().filter_map(|load| load.slowest_second).min().map_or_else(String::new, |n| n.to_string()),
+            format!("{:.4}", row.cpu_ms()),
+            row.target_cpu_ms.map_or_else(String::new, |most| format!("<= {most}")),
+            if row.is_met() { "ok" } else { "MISSED" }.to_owned(),
+        ]);
+    }
+    let Options { nodes, copies, network, size, wal_size, rounds, seconds, bare, .. } = &report.options;
+    let mut text = format!("{table}\n\nmedians of {rounds} rounds of {seconds} s, bare and cluster in turns\n");
+    let _ = writeln!(
+        text,
+        "cluster: {nodes} nodes, {copies} copies, {network}; volume {}, WAL {} per node; sustained: volume {}, WAL {}, {} s",
+        units::size(*size),
+        units::size(*wal_size),
+        units::size(report.options.sustained_size),
+        units::size(report.options.sustained_wal_size),
+        report.options.sustained_seconds,
+    );
+    let _ = write!(text, "bare: {bare}\n{}; {:.0} s", report.machine, report.seconds);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::cases::CASES;
+    use super::*;
+
+    fn load(p50_us: f64, iops: f64, cpu: f64) -> Load {
+        serde_json::from_value(serde_json::json!({
+            "iops": iops, "mib_per_second": 1.0, "latency": {"p50_us": p50_us, "p99_us": p50_us},
+            "slowest_second": 1, "client_cpu_ms_per_io": cpu, "cluster_cpu_ms_per_io": 0.0,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_median_of_the_ratios_counts_and_each_target_alone_can_miss() {
+        let bare = |p50_us: f64, iops: f64| Bare { iops, mib_per_second: 1.0, p50_us };
+        let case = |name: &str| CASES.iter().find(|case| case.name == name).unwrap();
+        let mut row = Row::new(case("4K write, depth 1"));
+        row.bare = vec![bare(80.0, 1.0), bare(100.0, 1.0), bare(10.0, 1.0)];
+        row.cluster = vec![load(160.0, 1.0, 1.0), load(150.0, 1.0, 1.0), load(180.0, 1.0, 1.0)];
+        assert_eq!((row.ratio(), row.is_met()), (2.0, true));
+        row.cluster = vec![load(191.0, 1.0, 1.0); 3];
+        assert!(!row.is_met());
+        let mut row = Row::new(case("4K write, depth 32"));
+        row.bare = vec![bare(1.0, 100.0)];
+        row.cluster = vec![load(1.0, 95.0, 0.025)];
+        assert!(row.is_met());
+        row.cluster = vec![load(1.0, 95.0, 0.026)];
+        assert!(!row.is_met(), "too much processor time");
+        row.cluster = vec![load(1.0, 89.0, 0.001)];
+        assert!(!row.is_met(), "too slow");
+    }
+}
