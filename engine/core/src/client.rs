@@ -480,7 +480,7 @@ impl Segment {
         if !self.is_serving() || now < self.pause_until || self.in_flight == self.pending.len() {
             return;
         }
-        for index in 0..self.pending.len() {
+        for index in self.first_unsent()..self.pending.len() {
             if self.in_flight >= CLIENT_INFLIGHT_MAX {
                 return;
             }
@@ -492,6 +492,17 @@ impl Segment {
             self.in_flight += 1;
             effects.push(Effect::Send { to: self.config.primary, request });
         }
+    }
+
+    /// Index of the oldest request that is not sent. Looked for from the end, where it nearly always is.
+    fn first_unsent(&self) -> usize {
+        let mut unsent = self.pending.len() - self.in_flight;
+        let mut index = self.pending.len();
+        while unsent > 0 {
+            index -= 1;
+            unsent -= usize::from(self.pending[index].sent.is_none());
+        }
+        index
     }
 
     /// Whether an earlier undecided write touches a block that this one writes.

@@ -36,6 +36,20 @@ pub struct PeerMessage {
     pub body: Peer,
 }
 
+impl PeerMessage {
+    /// Whether this, said right behind `earlier`, makes that unnecessary: acknowledgements are cumulative (I3).
+    #[must_use]
+    pub fn covers(&self, earlier: &Self) -> bool {
+        let (Peer::PrepareAck { epoch, durable }, Peer::PrepareAck { epoch: before, durable: less }) =
+            (&self.body, &earlier.body)
+        else {
+            return false;
+        };
+        let same = self.segment == earlier.segment && self.incarnation == earlier.incarnation && epoch == before;
+        same && durable >= less
+    }
+}
+
 /// What one node says to another about a segment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Peer {

@@ -63,7 +63,7 @@ pub trait Device {
     /// Takes finished operations; never waits.
     fn reap(&mut self, done: &mut Vec<Completion>);
 
-    /// Readable when `reap` has something to take. `None` where nothing is waited for (memory).
+    /// Becomes readable, each time anew (an edge), when `reap` has something to take. `None` where nothing is waited for (memory).
     fn wake_fd(&self) -> Option<RawFd>;
 }
 

@@ -3,12 +3,13 @@
 //! One ring per shard, used by its thread alone: where the kernel knows how, it is told so, and does the work of a
 //! completion when this thread asks for it instead of interrupting it (DEFER_TASKRUN; [`Setup`] has the ways for older
 //! kernels). Buffers of started operations live in `running` until the kernel has answered for them, whoever
-//! submitted them: dropping the device waits for every answer before memory is freed. The ring's own descriptor is
-//! readable when there is something to take, so that a tokio `AsyncFd` can wait for it.
+//! submitted them: dropping the device waits for every answer before memory is freed. An eventfd is registered with
+//! the ring, so that a tokio `AsyncFd` can wait for completions (the ring's own descriptor would tell nothing of deferred
+//! ones). It is never read: every completion is an edge, and an edge is what is waited for.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use engine_core::limits::{BLOCK_SIZE, DEVICE_INFLIGHT};
 use io_uring::{IoUring, opcode, types};
@@ -53,6 +54,7 @@ impl Setup {
 /// See the module.
 pub struct UringDevice {
     ring: IoUring,
+    wake: OwnedFd,
     file: DeviceFile,
     base: u64,
     len: u64,
@@ -93,8 +95,17 @@ impl UringDevice {
         // The file is not registered with the ring: a killed process would leave it, and its lock, to a ring that the
         // kernel takes down in its own time, and the next one would find the device in use.
         let ring = setup.ring()?;
+        // SAFETY: a plain system call without pointers.
+        let raw = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just created, owned by nobody else.
+        let wake = unsafe { OwnedFd::from_raw_fd(raw) };
+        ring.submitter().register_eventfd(wake.as_raw_fd())?;
         Ok(Self {
             ring,
+            wake,
             file,
             base,
             len,
@@ -215,7 +226,7 @@ impl Device for UringDevice {
     }
 
     fn wake_fd(&self) -> Option<RawFd> {
-        Some(self.ring.as_raw_fd())
+        Some(self.wake.as_raw_fd())
     }
 }
 
@@ -265,6 +276,10 @@ pub(crate) mod tests {
             let mut poll = libc::pollfd { fd: device.wake_fd().unwrap(), events: libc::POLLIN, revents: 0 };
             // SAFETY: one pollfd, as said.
             assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 10_000) }, 1, "no completion in 10 s");
+            let mut count = 0u64;
+            // Here nobody waits for edges.
+            // SAFETY: reads up to 8 bytes into 8 bytes; non-blocking.
+            unsafe { libc::read(poll.fd, (&raw mut count).cast(), 8) };
             device.reap(&mut done);
         }
         done

@@ -1,5 +1,8 @@
 //! What one shard still has to say over one connection.
 //!
+//! What a turn says to one connection goes with one system call, at the end of the turn, and an acknowledgement that a
+//! later one of the same turn covers does not go at all.
+//!
 //! A shard never waits for a socket: what the connection's outbox does not take spills over here and is pushed in
 //! order as it drains. A shard with a congested sink takes no further client requests, so the spill is bounded by
 //! what was already ordered; beyond the bound, or when nothing moves, the connection is cut (I15).
@@ -19,19 +22,26 @@ pub(crate) struct Sink {
     /// Small messages of this turn, in order; what is pushed next goes behind them.
     small: Vec<PeerMessage>,
     spill: VecDeque<Message>,
+    /// Something was handed to the outbox that may not be written yet.
+    posted: bool,
+    /// It is on the list of those to be flushed.
+    pub(crate) listed: bool,
     congested_since: Option<Time>,
 }
 
 impl Sink {
     pub(crate) fn new(outbox: Outbox) -> Self {
-        Self { outbox, small: Vec::new(), spill: VecDeque::new(), congested_since: None }
+        Self { outbox, small: Vec::new(), spill: VecDeque::new(), posted: false, listed: false, congested_since: None }
     }
 
-    /// Says it, now or as soon as the socket takes it. Lost when the connection is over.
+    /// Says it with the next flush, or as soon after it as the socket takes it. Lost when the connection is over.
     pub(crate) fn push(&mut self, message: Message) {
         match message {
             Message::Peer(message) if is_small(&message.body) => {
-                self.small.push(message);
+                match self.small.last_mut() {
+                    Some(last) if message.covers(last) => *last = message,
+                    _ => self.small.push(message),
+                }
                 if self.small.len() >= PEER_BATCH_MAX {
                     self.push_small();
                 }
@@ -64,21 +74,28 @@ impl Sink {
         }
     }
 
-    /// Pushes what spilled over as far as it goes; cuts a connection that has taken nothing for too long.
-    pub(crate) fn flush(&mut self, now: Time) {
+    /// Writes what was pushed, and what spilled over, as far as it goes; cuts a connection that has taken nothing for
+    /// too long. Whether it wants to be flushed again although nothing more is pushed.
+    pub(crate) fn flush(&mut self, now: Time) -> bool {
         self.push_small();
+        if !self.posted && self.spill.is_empty() && self.congested_since.is_none() {
+            return false;
+        }
         while let Some(message) = self.spill.pop_front() {
             if !self.offer(&message) {
                 self.spill.push_front(message);
                 break;
             }
         }
+        if std::mem::take(&mut self.posted) {
+            self.outbox.flush();
+        }
         if self.outbox.is_closed() {
             self.spill.clear();
         }
         if !self.is_congested() {
             self.congested_since = None;
-            return;
+            return false;
         }
         // A member that takes nothing for this long is lost anyway (I8); its queue must not hold up the others.
         let since = *self.congested_since.get_or_insert(now);
@@ -86,6 +103,7 @@ impl Sink {
             tracing::warn!("a connection is cut: it has been congested for {:?}", now.since(since));
             self.cut();
         }
+        true
     }
 
     /// Whether work that adds to it should wait.
@@ -103,9 +121,13 @@ impl Sink {
     }
 
     /// `true`: nothing more to do about this message.
-    fn offer(&self, message: &Message) -> bool {
-        match self.outbox.try_send(message) {
-            Ok(()) | Err(SendError::Closed) => true,
+    fn offer(&mut self, message: &Message) -> bool {
+        match self.outbox.post(message) {
+            Ok(()) => {
+                self.posted = true;
+                true
+            }
+            Err(SendError::Closed) => true,
             Err(SendError::Full) => false,
             Err(SendError::Unsendable(error)) => {
                 tracing::error!(%error, "a message that no frame can hold was dropped");
@@ -159,6 +181,16 @@ mod tests {
         assert_eq!(inbound.next().await.unwrap(), Message::Peers(vec![ack(1), ack(2)]));
         assert_eq!(inbound.next().await.unwrap(), Message::Peer(prepare));
         assert_eq!(inbound.next().await.unwrap(), Message::Peer(ack(3)));
+        // Of one segment's acknowledgements the last says it all; another epoch's, or another segment's, says its own.
+        let said = |epoch, durable| Peer::PrepareAck { epoch: Epoch(epoch), durable: Seq(durable) };
+        for one in
+            [message(1, said(1, 5)), message(1, said(1, 6)), message(1, said(2, 6)), ack(2), message(1, said(2, 7))]
+        {
+            sink.push(Message::Peer(one));
+        }
+        sink.flush(Time(0));
+        let kept = vec![message(1, said(1, 6)), message(1, said(2, 6)), ack(2), message(1, said(2, 7))];
+        assert_eq!(inbound.next().await.unwrap(), Message::Peers(kept));
         // However many there are, a frame is bounded.
         (0..1000).for_each(|index| sink.push(Message::Peer(ack(index))));
         sink.flush(Time(0));

@@ -144,7 +144,13 @@ impl Share {
         let shard = Shard::new(around, store);
         let _ = self.ready.send(Ok(capacity));
         tokio::task::spawn_local(harbour::run(Rc::new(self.harbour), self.arrivals, self.control));
-        shard::run(shard, self.inbox, wake_fd).await.map_err(|error| error.to_string())
+        // A task like those of the connections, not what they all run inside: so it has its turn right behind them,
+        // before the runtime looks at its sockets again.
+        let run = tokio::task::spawn_local(shard::run(shard, self.inbox, wake_fd));
+        match run.await {
+            Ok(ended) => ended.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 

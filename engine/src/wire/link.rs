@@ -1,7 +1,7 @@
 //! A connection after its handshake: messages in, messages out.
 //!
-//! In: a fixed buffer takes whatever arrives; frames are decoded out of it, and a payload goes straight into its own
-//! block-aligned buffer, from which the device can write. Out: see `outbox`. A peer that stops reading, stops in the
+//! In: a fixed buffer takes whatever arrives; frames are decoded out of it. A long payload goes straight into its own
+//! block-aligned buffer, from which the device can write; a short one is copied there. Out: see `outbox`. A peer that stops reading, stops in the
 //! middle of a frame or vanishes ends the link within a stated time (I15).
 
 use std::sync::Arc;
@@ -21,7 +21,10 @@ use super::{Malformed, Message, WireError};
 use crate::device::buffer::AlignedBuf;
 
 /// Bytes of a link's receive buffer. A larger body makes it grow for that one frame.
-const BUFFER_LEN: usize = 128 * 1024;
+const BUFFER_LEN: usize = 256 * 1024;
+/// Longest payload that is received together with whatever comes around it, and copied out: copying it costs less than
+/// a system call of its own.
+const GATHERED_MAX: usize = 32 * 1024;
 
 type Reading = Box<dyn AsyncRead + Send + Unpin>;
 
@@ -248,6 +251,10 @@ impl Inbound {
             return true;
         }
         let behind = self.start + HEADER_LEN + header.body_len;
+        if self.payload.is_none() && header.payload_len <= GATHERED_MAX && self.end - behind < header.payload_len {
+            self.make_room(HEADER_LEN + header.body_len + header.payload_len);
+            return false;
+        }
         let payload = self.payload.get_or_insert_with(|| {
             let mut data = AlignedBuf::to_fill(header.payload_len);
             let buffered = (self.end - behind).min(header.payload_len);

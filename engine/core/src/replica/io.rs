@@ -135,6 +135,15 @@ pub enum Durable {
     },
 }
 
+impl Durable {
+    /// Whether this, coming right behind `earlier`, makes that unnecessary: a log is durable from its beginning on.
+    #[must_use]
+    pub fn covers(&self, earlier: &Self) -> bool {
+        matches!((self, earlier), (Self::Log { epoch, durable }, Self::Log { epoch: before, durable: less })
+            if epoch == before && durable >= less)
+    }
+}
+
 /// What a read is for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReadPurpose {
@@ -332,4 +341,19 @@ pub enum RoleName {
     Stale,
     /// Its store failed.
     Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Epoch;
+
+    #[test]
+    fn only_a_later_word_about_the_same_log_makes_an_earlier_one_unnecessary() {
+        let log = |epoch, durable| Durable::Log { epoch: Epoch(epoch), durable: Seq(durable) };
+        assert!(log(3, 8).covers(&log(3, 7)) && log(3, 8).covers(&log(3, 8)));
+        // What was begun in another epoch may have been replaced since (I9); what is less says less.
+        assert!(!log(4, 8).covers(&log(3, 7)) && !log(3, 6).covers(&log(3, 7)));
+        assert!(!log(3, 8).covers(&Durable::Begun(Epoch(3))) && !Durable::Begun(Epoch(3)).covers(&log(3, 7)));
+    }
 }

@@ -33,7 +33,7 @@ use negotiate::{HandshakeError, Offer};
 use transmit::End;
 
 /// Bytes read from a socket at a time, for headers and small payloads.
-const READ_BUFFER: usize = 64 * 1024;
+const READ_BUFFER: usize = 256 * 1024;
 /// Pause after the system refused to accept a connection (for want of file descriptors, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

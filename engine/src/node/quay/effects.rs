@@ -10,7 +10,7 @@ use crate::store::{Event, ReadError, Store, Ticket};
 
 impl<S: Store, W: Wires> Quay<S, W> {
     /// Runs effects of the machine born as `birth`, as long as it is the one that is here.
-    pub(super) fn run_effects(&mut self, segment: SegmentId, birth: u64, effects: Vec<Effect>) {
+    pub(super) fn run_effects(&mut self, segment: SegmentId, birth: u64, effects: impl IntoIterator<Item = Effect>) {
         for effect in effects {
             if !self.is_here(segment, birth) {
                 return;
@@ -59,7 +59,11 @@ impl<S: Store, W: Wires> Quay<S, W> {
             }
             Effect::Reply { client, reply } => self.wires.client(client, reply),
             Effect::Authority(message) => self.wires.authority(message),
-            Effect::Feed(durable) => self.given_back.push_back((segment, Input::Durable(durable))),
+            Effect::Feed(durable) => match self.given_back.back_mut() {
+                // One batch makes many entries of a log durable: the last says it all.
+                Some((same, Input::Durable(last))) if *same == segment && durable.covers(last) => *last = durable,
+                _ => self.given_back.push_back((segment, Input::Durable(durable))),
+            },
             Effect::Peers(nodes) => self.set_peers(segment, nodes),
         }
     }

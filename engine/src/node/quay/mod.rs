@@ -402,8 +402,10 @@ impl<S: Store, W: Wires> Quay<S, W> {
     }
 
     fn run_what_it_says(&mut self, segment: SegmentId, birth: u64) {
-        let effects: Vec<_> = self.effects.drain().collect();
-        self.run_effects(segment, birth, effects);
+        // Lent out: what runs may make other machines speak.
+        let mut effects = std::mem::take(&mut self.effects);
+        self.run_effects(segment, birth, effects.drain());
+        self.effects = effects;
     }
 
     /// Hands back what effects produced, until there is no more. Ends, because only a bounded number of inputs makes

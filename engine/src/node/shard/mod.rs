@@ -46,6 +46,8 @@ struct Line {
 struct Lines {
     peers: BTreeMap<NodeId, Line>,
     clients: HashMap<ClientRef, Sink>,
+    /// Clients something was said to, or that do not take what was.
+    told: Vec<ClientRef>,
     authority: mpsc::Sender<ToAuthority>,
 }
 
@@ -71,6 +73,9 @@ impl Wires for Lines {
     fn client(&mut self, client: ClientRef, reply: Reply) {
         if let Some(sink) = self.clients.get_mut(&client) {
             sink.push(Message::Reply(reply));
+            if !std::mem::replace(&mut sink.listed, true) {
+                self.told.push(client);
+            }
         }
     }
 
@@ -95,7 +100,7 @@ pub(crate) struct Shard<S> {
 impl<S: Store> Shard<S> {
     pub(crate) fn new(around: Surroundings, store: S) -> Self {
         let Surroundings { node, shard, authority, peers, seed } = around;
-        let lines = Lines { peers: BTreeMap::new(), clients: HashMap::new(), authority };
+        let lines = Lines { peers: BTreeMap::new(), clients: HashMap::new(), told: Vec::new(), authority };
         let quay = Quay::new(node, shard, seed, store, lines);
         Self { shard, keepers: peers, quay, announced: BTreeSet::new(), distrusting: None }
     }
@@ -149,6 +154,8 @@ impl<S: Store> Shard<S> {
 
     /// Moves the store along and runs what hung on it. `true`: there is more to do at once.
     pub(crate) fn advance(&mut self, now: Time, events: &mut Vec<crate::store::Event>) -> bool {
+        // What the machines have said so far goes first: the others' devices work while this one is being started.
+        self.flush(now);
         let more = self.quay.advance(now, events);
         if let Some(done) = self.distrusting.take_if(|_| self.quay.is_distrusted() && self.quay.failure().is_none()) {
             // Whoever waited may have gone.
@@ -194,9 +201,12 @@ impl<S: Store> Shard<S> {
         for line in lines.peers.values_mut() {
             line.live.flush(now);
         }
-        for client in lines.clients.values_mut() {
-            client.flush(now);
-        }
+        let clients = &mut lines.clients;
+        lines.told.retain(|client| {
+            let Some(sink) = clients.get_mut(client) else { return false };
+            sink.listed = sink.flush(now);
+            sink.listed
+        });
         if self.quay.take_peers_changed() {
             self.announce_peers();
         }
