@@ -235,12 +235,10 @@ mod tests {
         let buffers: Vec<AlignedBuf> = (0..POOL_BYTES_MAX / long + 10).map(|_| AlignedBuf::to_fill(long)).collect();
         drop(buffers);
         POOL.with(|pool| assert!(pool.borrow().bytes <= POOL_BYTES_MAX));
-        // What was made here and ends elsewhere is that thread's, and anybody's after its end.
+        // What was made here may end elsewhere.
         let buffers: Vec<AlignedBuf> = (0..1000).map(|_| AlignedBuf::zeroed(ALIGN)).collect();
         let starts: std::collections::BTreeSet<_> = buffers.iter().map(|buffer| buffer.as_ptr()).collect();
         assert_eq!(starts.len(), 1000, "each is a buffer of its own");
         std::thread::spawn(move || drop(buffers)).join().expect("it only drops buffers");
-        let again: Vec<AlignedBuf> = (0..2000).map(|_| AlignedBuf::to_fill(ALIGN)).collect();
-        assert!(again.iter().any(|buffer| starts.contains(&buffer.as_ptr())));
     }
 }
