@@ -73,10 +73,11 @@ impl UringDevice {
     ///
     /// # Errors
     /// When the kernel gives no ring (io_uring disabled?).
+    #[allow(clippy::needless_pass_by_value)] // it is kept, by a clone of each attempt
     pub fn new(file: DeviceFile, base: u64, len: u64) -> io::Result<Self> {
         let mut failed = io::Error::from(io::ErrorKind::Unsupported);
         for setup in Setup::ALL {
-            match Self::with_setup(file.clone(), base, len, setup) {
+            match Self::with_setup(&file, base, len, setup) {
                 Ok(device) => return Ok(device),
                 // A kernel that does not know a flag says so; anything else another setup does not heal.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => failed = error,
@@ -90,7 +91,7 @@ impl UringDevice {
     ///
     /// # Errors
     /// `EINVAL` when the kernel does not know the setup.
-    pub fn with_setup(file: DeviceFile, base: u64, len: u64, setup: Setup) -> io::Result<Self> {
+    pub fn with_setup(file: &DeviceFile, base: u64, len: u64, setup: Setup) -> io::Result<Self> {
         assert!(base.is_multiple_of(BLOCK_SIZE) && len.is_multiple_of(BLOCK_SIZE), "regions are whole blocks");
         // The file is not registered with the ring: a killed process would leave it, and its lock, to a ring that the
         // kernel takes down in its own time, and the next one would find the device in use.
@@ -106,7 +107,7 @@ impl UringDevice {
         Ok(Self {
             ring,
             wake,
-            file,
+            file: file.clone(),
             base,
             len,
             queue: VecDeque::new(),
@@ -295,7 +296,7 @@ pub(crate) mod tests {
     fn write_and_read(setup: Setup) {
         let Some(dir) = direct_dir() else { return };
         let file = DeviceFile::create(&dir.path().join("device"), 8 << 20, &mut |_| ()).unwrap();
-        let mut device = match UringDevice::with_setup(file.clone(), 1 << 20, 4 << 20, setup) {
+        let mut device = match UringDevice::with_setup(&file, 1 << 20, 4 << 20, setup) {
             Ok(device) => device,
             Err(error) => return eprintln!("SKIPPED: {setup:?}: {error}"),
         };

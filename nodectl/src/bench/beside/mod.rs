@@ -78,7 +78,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<(), Failure> {
     let largest = (args.wal_size + args.size).max(args.sustained_wal_size + args.sustained_size());
     scratch::enough_space(&dir, u64::from(NODES) * (largest + SPARE) + args.sustained_size())?;
     std::fs::create_dir_all(&dir).could_not(|| format!("make {}", dir.display()))?;
-    match measure(args, &dir, fio) {
+    match measure(args, &dir, &fio) {
         Ok(report) => {
             let _ = std::fs::remove_dir_all(&dir);
             global.output.show(&report, report::table)
@@ -93,7 +93,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> Result<(), Failure> {
     }
 }
 
-fn measure(args: &Args, dir: &Path, fio: String) -> Result<Report, Failure> {
+fn measure(args: &Args, dir: &Path, fio: &str) -> Result<Report, Failure> {
     let (begun, machine) = (Instant::now(), Machine::here());
     let bare = BareFile::create(dir, args.size)?;
     let mut rows = short(args, dir, &bare)?;
