@@ -551,6 +551,7 @@ impl Replica {
     fn go_on(&mut self, now: Time, config: Config, effects: &mut Effects) {
         let before = self.meta.config.clone();
         self.note_flaps(now, &config);
+        self.close_older(config.generation, effects);
         self.adopt_config(config);
         let epoch = self.meta.config.epoch;
         let Role::Primary(primary) = &mut self.role else { return };

@@ -284,17 +284,23 @@ impl Replica {
         self.serve(now, effects);
     }
 
-    pub(super) fn on_fence(&mut self, generation: Generation, effects: &mut Effects) {
-        if generation > self.meta.config.generation {
-            self.meta.config.generation = generation;
-            let Role::Primary(primary) = &mut self.role else { return };
-            primary.session = Session(0);
-            // I2: what an older attachment had queued is dropped, what is ordered will be decided.
-            let dropped: Vec<Asked> = primary.writes.drain(..).chain(primary.reads.drain(..)).collect();
-            for asked in dropped {
-                self.reply(asked.client, &asked.request, Outcome::Refused(Refusal::Fenced(generation)), effects);
-            }
+    /// From now on only this attachment is listened to, wherever it was heard of first.
+    pub(super) fn close_older(&mut self, generation: Generation, effects: &mut Effects) {
+        if generation <= self.meta.config.generation {
+            return;
         }
+        self.meta.config.generation = generation;
+        let Role::Primary(primary) = &mut self.role else { return };
+        primary.session = Session(0);
+        // I2: what an older attachment had queued is dropped, what is ordered will be decided.
+        let dropped: Vec<Asked> = primary.writes.drain(..).chain(primary.reads.drain(..)).collect();
+        for asked in dropped {
+            self.reply(asked.client, &asked.request, Outcome::Refused(Refusal::Fenced(generation)), effects);
+        }
+    }
+
+    pub(super) fn on_fence(&mut self, generation: Generation, effects: &mut Effects) {
+        self.close_older(generation, effects);
         let last = self.log.last();
         if let Role::Primary(primary) = &mut self.role {
             primary.fence = Some((self.meta.config.generation, last));
@@ -531,6 +537,37 @@ mod tests {
         let mut effects = Effects::new();
         replica.handle(now, input, &mut effects);
         effects.drain().collect()
+    }
+
+    fn write_of(replica: &Replica, generation: u64, request: u64) -> Input {
+        let op = Op::Write(Change::Zero { block: BlockIndex(0), count: 1 });
+        let (segment, epoch, session) = (replica.segment(), replica.config().epoch, Session(1));
+        let request =
+            Request { segment, epoch, generation: Generation(generation), session, request: RequestId(request), op };
+        Input::Client { client: ClientRef(1), request }
+    }
+
+    #[test]
+    fn a_generation_that_comes_with_a_configuration_drops_what_an_older_one_had_queued() {
+        let (mut replica, now) = primary_after(Epoch(6));
+        let window = WINDOW_ENTRIES as u64;
+        for request in 1..=window + 1 {
+            let input = write_of(&replica, 1, request);
+            say(&mut replica, now, input);
+        }
+        // I2: the attach came between its proposal and the authority's decision.
+        let next = Config { epoch: Epoch(8), generation: Generation(2), ..replica.config().clone() };
+        let dropped = |effect: &Effect| {
+            matches!(effect, Effect::Reply { reply, .. }
+            if reply.request == RequestId(window + 1) && reply.outcome == Outcome::Refused(Refusal::Fenced(Generation(2))))
+        };
+        let effects = say(&mut replica, now, Input::Decided(Decision::Conflict(next)));
+        assert!(effects.iter().any(dropped), "{effects:?}");
+        say(&mut replica, now, Input::Durable(Durable::Begun(Epoch(8))));
+        assert!(!confirms(&say(&mut replica, now, Input::Fence(Generation(2)))), "what is ordered is not decided");
+        let decided = say(&mut replica, now, Input::Durable(Durable::Log { epoch: Epoch(7), durable: Seq(window) }));
+        assert!(confirms(&decided));
+        assert!(!decided.iter().any(|effect| matches!(effect, Effect::Persist { .. })), "nothing older is ordered");
     }
 
     fn confirms(effects: &[Effect]) -> bool {
