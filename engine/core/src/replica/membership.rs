@@ -564,8 +564,7 @@ impl Replica {
         self.end_unused_permit(effects);
         // I2: nothing is acknowledged in the new epoch before it is durable here (`on_begun`).
         effects.persist(vec![self.state_record()]).then_feed(Durable::Begun(epoch));
-        let config = self.meta.config.clone();
-        let own = self.node;
+        let (config, own) = (self.meta.config.clone(), self.node);
         for node in config.members.iter().chain(&config.candidates).copied().filter(|node| *node != own) {
             self.send_advance(now, node, effects);
         }

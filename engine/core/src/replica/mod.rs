@@ -172,7 +172,7 @@ impl Replica {
             Input::Decided(decision) => self.on_decided(now, decision, effects),
             Input::Granted { permit, target } => self.on_granted(now, permit, target, effects),
             Input::HandOver { epoch, to } => self.on_hand_over(now, epoch, to, effects),
-            Input::Fence(generation) => self.on_fence(generation, effects),
+            Input::Fence(generation) => self.on_fence(now, generation, effects),
             Input::Durable(durable) => self.on_durable(now, durable, effects),
             Input::Read { purpose, result } => self.on_read(now, purpose, result, effects),
             Input::Allocation { purpose, runs } => self.on_allocation(now, purpose, runs, effects),

@@ -79,6 +79,11 @@ impl Primary {
         now.since(self.began) < span
     }
 
+    /// When a fence that only waits for leases of earlier primaries may be confirmed.
+    pub(super) fn fence_waits_until(&self) -> Option<Time> {
+        self.lease_wait.filter(|_| self.fence.is_some())
+    }
+
     /// How long primaries before this one may still answer reads (I7).
     pub(super) fn lease_left(&self, now: Time) -> Span {
         self.lease_wait.map_or(Span::ZERO, |until| until.since(now))
@@ -165,7 +170,10 @@ impl Replica {
             return self.reply(client, &request, Outcome::Refused(Refusal::NotPrimary(known)), effects);
         }
         // I7: the only reader knows this reign and takes no answer of an earlier one.
-        primary.lease_wait = None;
+        if primary.lease_wait.take().is_some() {
+            self.confirm_fence(now, effects);
+        }
+        let Role::Primary(primary) = &mut self.role else { return };
         if request.session < primary.session {
             return self.reply(client, &request, Outcome::Refused(Refusal::OldSession), effects);
         }
@@ -210,8 +218,9 @@ impl Replica {
         queue.push_back(asked);
     }
 
-    /// Orders and reads whatever may be ordered and read now.
+    /// Confirms, orders and reads whatever may be now.
     pub(super) fn serve(&mut self, now: Time, effects: &mut Effects) {
+        self.confirm_fence(now, effects);
         self.serve_writes(now, effects);
         self.serve_reads(now, effects);
     }
@@ -280,7 +289,6 @@ impl Replica {
                 self.reply(asked.client, &asked.request, Outcome::Written, effects);
             }
         }
-        self.confirm_fence(effects);
         self.serve(now, effects);
     }
 
@@ -299,16 +307,16 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_fence(&mut self, generation: Generation, effects: &mut Effects) {
+    pub(super) fn on_fence(&mut self, now: Time, generation: Generation, effects: &mut Effects) {
         self.close_older(generation, effects);
         let last = self.log.last();
         if let Role::Primary(primary) = &mut self.role {
             primary.fence = Some((self.meta.config.generation, last));
-            self.confirm_fence(effects);
+            self.confirm_fence(now, effects);
         }
     }
 
-    fn confirm_fence(&mut self, effects: &mut Effects) {
+    fn confirm_fence(&mut self, now: Time, effects: &mut Effects) {
         let (segment, commit) = (self.segment, self.log.commit());
         let Role::Primary(primary) = &mut self.role else { return };
         let Some((generation, through)) = primary.fence else { return };
@@ -317,6 +325,12 @@ impl Replica {
         if !self.meta.config.may_commit() {
             return;
         }
+        // Nor while an earlier primary may still answer the older attachment: its client was the only reader there, and
+        // the new one, whose first request ends the wait, knows nothing of what that one is told (I7).
+        if primary.lease_wait.is_some_and(|until| now < until) && !breaks(Invariant::I7) {
+            return;
+        }
+        primary.lease_wait = None;
         // Nor before its epoch is durable: a restart would begin that epoch anew, with the generation it came with.
         if primary.resolved && commit >= through && primary.membership.awaited.is_none() {
             primary.fence = None;
@@ -572,6 +586,32 @@ mod tests {
 
     fn confirms(effects: &[Effect]) -> bool {
         effects.iter().any(|effect| matches!(effect, Effect::Authority(ToAuthority::FenceDone { .. })))
+    }
+
+    #[test]
+    fn a_fence_waits_for_the_leases_of_earlier_primaries() {
+        let config = Config { epoch: Epoch(6), ..primary_after(Epoch(5)).0.config().clone() };
+        let meta = Meta { promised: Epoch(6), log_epoch: Epoch(6), config: config.clone(), standing: Standing::Member };
+        let recovered = Recovered { segment: config.segment, meta, commit: Seq(0), tail: vec![], damaged: false };
+        let now = Time(0) + Span::seconds(10);
+        let mut replica = Replica::open(OWN, recovered, Span::seconds(1), now, 1);
+        // It did not stand for election, so it has asked nobody what leases may run.
+        let installed = Config { epoch: Epoch(7), ..config };
+        say(&mut replica, now, Input::Decided(Decision::Installed(installed)));
+        say(&mut replica, now, Input::Durable(Durable::Begun(Epoch(7))));
+        say(&mut replica, now, Input::Tick);
+        let end = now + crate::limits::LEASE;
+        // I7: a client of the older attachment may still be answered by an earlier primary.
+        assert!(!confirms(&say(&mut replica, now, Input::Fence(Generation(2)))));
+        let mut at = now;
+        let confirmed_at = loop {
+            at = at.max(replica.wake_at().expect("a primary beats")) + Span::millis(1);
+            if confirms(&say(&mut replica, at, Input::Tick)) {
+                break at;
+            }
+            assert!(at < end + Span::seconds(1), "nothing wakes it");
+        };
+        assert!(confirmed_at >= end && confirmed_at <= end + Span::millis(2), "{confirmed_at:?}, not {end:?}");
     }
 
     #[test]

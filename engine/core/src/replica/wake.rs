@@ -25,7 +25,8 @@ impl Replica {
             Role::Candidate(catch_up) => catch_up.asks_at(),
             Role::Stale | Role::Failed => None,
         };
-        [of_role, self.handover_wakes()].into_iter().flatten().min()
+        let fence = if let Role::Primary(primary) = &self.role { primary.fence_waits_until() } else { None };
+        [of_role, fence, self.handover_wakes()].into_iter().flatten().min()
     }
 }
 
