@@ -79,6 +79,8 @@ pub const STORE_INFLIGHT_MAX: usize = 4096;
 pub const RESERVATIONS_MAX: usize = 64;
 /// Messages for a replica that is still being created; further ones are dropped, their sender says them again.
 pub const CREATING_HELD_MAX: usize = 4;
+/// What the authority says to a shard before its machines are open; further ones are dropped and said again.
+pub const UNHEARD_MAX: usize = 4096;
 /// Incoming connections from peers of one node; one more is closed at once.
 pub const PEER_CONNECTIONS_MAX: usize = 512;
 /// Connections of one node that have not said who they are; one more is closed at once.

@@ -13,6 +13,7 @@ mod holdings;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use engine_core::ids::{Epoch, ExtentIndex, Incarnation, NodeId, SegmentId};
+use engine_core::limits::UNHEARD_MAX;
 use engine_core::message::{FromAuthority, Lane, Outcome, Peer, PeerMessage, Refusal, Reply, Request, ToAuthority};
 use engine_core::random::Random;
 use engine_core::record::Recovered;
@@ -103,6 +104,8 @@ pub struct Quay<S, W> {
     /// Writes under way that say that none of it is to be trusted.
     distrusting: usize,
     serving: bool,
+    /// What the authority said before the machines were open.
+    unheard: Vec<FromAuthority>,
     /// The node stops on purpose.
     leaving: bool,
     grace: Span,
@@ -138,6 +141,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
             found,
             distrusting: 0,
             serving: false,
+            unheard: Vec::new(),
             leaving: false,
             grace: Span::ZERO,
             slots: BTreeMap::new(),
@@ -201,6 +205,9 @@ impl<S: Store, W: Wires> Quay<S, W> {
             self.open(now, recovered);
         }
         self.settle_given_back(now);
+        for said in std::mem::take(&mut self.unheard) {
+            self.authority_said(now, said);
+        }
     }
 
     /// Time passes.
@@ -309,6 +316,15 @@ impl<S: Store, W: Wires> Quay<S, W> {
 
     /// The authority says this about a segment of this shard.
     pub fn authority_said(&mut self, now: Time, said: FromAuthority) {
+        if !self.serving {
+            // I11: what was found has no slot yet, and "nothing of it is here" would end its tombstone. Kept, because not
+            // all of it is said twice; where that is too much, an obligation is repeated and the rest comes with the next
+            // registration.
+            if self.unheard.len() < UNHEARD_MAX {
+                self.unheard.push(said);
+            }
+            return;
+        }
         match said {
             FromAuthority::Create { config } => self.create_for_authority(now, &config),
             FromAuthority::Reserve { permit, segment, extents } => self.reserve(now, permit, segment, extents),
@@ -448,3 +464,6 @@ fn shown(replica: &Replica) -> String {
     let after = rest.split_once(',').map_or("", |(_, after)| after);
     format!("{before}{after}")
 }
+
+#[cfg(test)]
+mod tests;
