@@ -89,18 +89,15 @@ impl Authority {
         let fencing = Fencing {
             call,
             generation: record.generation,
-            waiting: (0..record.layout.segments()).map(|index| SegmentId { volume: id, index }).collect(),
+            // Also those a resize is making: they began with the generation before.
+            waiting: self.books.segments_of(id).map(|(segment, _)| *segment).collect(),
             deadline: now + CALL_LIMIT,
             said: None,
             attach,
         };
-        let name = record.name.clone();
         self.books.set_volume(id, Some(record));
-        if let Some(older) = self.fencing.insert(id, fencing) {
-            let message = format!("a newer attach or detach of `{name}` took over; this one has no attachment");
-            let error = CallError::new(ErrorCode::IllegalState, message);
-            effects.answer(older.call, Err(error.next(format!("nodectl volume show {name}"))));
-        }
+        self.abandon_fence(id, "a newer attach or detach took over", effects);
+        self.fencing.insert(id, fencing);
         self.say_fences(now, id, effects);
     }
 
@@ -128,10 +125,18 @@ impl Authority {
         if leads && generation >= fencing.generation {
             fencing.waiting.remove(&segment);
         }
-        if !fencing.waiting.is_empty() {
-            return;
-        }
+        self.end_fence(now, id, effects);
+    }
+
+    /// Answers when all have confirmed.
+    fn end_fence(&mut self, now: Time, id: VolumeId, effects: &mut Effects) {
+        let Some(fencing) = self.fencing.get(&id).filter(|fencing| fencing.waiting.is_empty()) else { return };
         let (call, attach) = (fencing.call, fencing.attach);
+        debug_assert_eq!(
+            fencing.generation,
+            self.books.volumes()[&id].generation,
+            "what was fenced is what is attached"
+        );
         self.fencing.remove(&id);
         let answer = if attach {
             Answer::Map(Box::new(self.volume_map(id)))
@@ -144,7 +149,13 @@ impl Authority {
     pub(super) fn tick_fences(&mut self, now: Time, effects: &mut Effects) {
         let ids: Vec<VolumeId> = self.fencing.keys().copied().collect();
         for id in ids {
-            let fencing = &self.fencing[&id];
+            // A resize that was rolled back took its segments with it.
+            let segments = self.books.segments();
+            if let Some(fencing) = self.fencing.get_mut(&id) {
+                fencing.waiting.retain(|segment| segments.contains_key(segment));
+            }
+            self.end_fence(now, id, effects);
+            let Some(fencing) = self.fencing.get(&id) else { continue };
             if now >= fencing.deadline {
                 self.fence_timed_out(now, id, effects);
             } else if fencing.said.is_none_or(|said| now.since(said) >= FENCE_EVERY) {
@@ -177,6 +188,15 @@ impl Authority {
         self.books.set_volume(id, Some(record));
         let error = CallError::new(ErrorCode::Timeout, message).next(format!("nodectl volume explain {name}"));
         effects.answer(fencing.call, Err(error));
+    }
+
+    /// A newer generation, that nobody else was fenced for, ends what is under way for an older one (I2).
+    pub(super) fn abandon_fence(&mut self, id: VolumeId, why: &str, effects: &mut Effects) {
+        let Some(older) = self.fencing.remove(&id) else { return };
+        let name = &self.books.volumes()[&id].name;
+        let message = format!("`{name}`: {why}; this attach or detach has no effect any more");
+        let error = CallError::new(ErrorCode::IllegalState, message);
+        effects.answer(older.call, Err(error.next(format!("nodectl volume show {name}"))));
     }
 
     /// Gives up what is under way, because nothing may change any more.

@@ -227,6 +227,7 @@ impl Authority {
             generation: volume.generation,
             ..old.clone()
         };
+        self.abandon_fence(segment.volume, "one of its segments was recovered meanwhile", effects);
         self.books.set_volume(segment.volume, Some(volume));
         self.books.set_segment(segment, Some(SegmentRecord { config, fresh: Vec::new(), recovering: true }));
         self.permits.forget(segment);

@@ -1,7 +1,7 @@
 //! Dead ends and their exits: what is said, what is refused, what a person's word does (I11, I16, R12).
 
 use engine_core::authority::document::{
-    Consequences, Explain, RecoverVolume, ReleaseCopies, ReplaceDevice, SegmentName,
+    AttachVolume, Consequences, Explain, RecoverVolume, ReleaseCopies, ReplaceDevice, SegmentName,
 };
 use engine_core::authority::io::{Answer, Call, CallError, ErrorCode};
 use engine_core::config::Config;
@@ -131,6 +131,20 @@ fn a_named_recovery_begins_a_new_life_and_is_said_until_confirmed() {
     let other = old.members[0];
     w.register(Registration { boot: BootCount(2), ..registration(other.0) });
     assert!(w.heard(other).contains(&FromAuthority::Release { segment, incarnation: old.incarnation }));
+}
+
+#[test]
+fn a_recovery_ends_an_attach_that_is_under_way() {
+    let (mut w, config, stale) = one_stale_copy();
+    let call = w.call(Call::Attach("v".into(), AttachVolume { client: "me".into() }));
+    assert!(consequences(&mut w, recover(stale, Some("v"), false)).unwrap().done);
+    // I2: it brings a newer generation, which no other segment was fenced for.
+    let error = w.answer(call).unwrap().unwrap_err();
+    assert_eq!(error.code, ErrorCode::IllegalState);
+    assert!(error.message.contains("was recovered meanwhile"), "{error}");
+    let (segment, generation) = (config.segment, w.segment(0).generation);
+    w.say(stale, ToAuthority::FenceDone { segment, generation });
+    assert!(w.answer(call).is_none());
 }
 
 #[test]

@@ -180,6 +180,44 @@ fn a_decision_that_was_lost_is_told_with_the_attachment_of_now() {
 }
 
 #[test]
+fn an_attach_fences_the_segments_a_resize_is_making() {
+    let grow = |w: &mut World| w.call(Call::Resize("v".into(), ResizeVolume { size: 128 << 20 }));
+    let attach = |w: &mut World| w.call(Call::Attach("v".into(), AttachVolume { client: "me".into() }));
+    let fenced = |w: &mut World, index: u32, generation| {
+        let Config { primary, segment, .. } = w.segment(index);
+        w.say(primary, ToAuthority::FenceDone { segment, generation });
+    };
+    let mut w = World::new(3);
+    w.volume("v", 1);
+    grow(&mut w);
+    let made = w.segment(1);
+    let call = attach(&mut w);
+    fenced(&mut w, 0, made.generation.next());
+    let (segment, incarnation) = (made.segment, made.incarnation);
+    for node in made.members {
+        w.say(node, ToAuthority::Created { segment, incarnation, result: Ok(()) });
+    }
+    // I2: its primary began with the generation before; whoever has the map must be listened to there too.
+    assert!(w.answer(call).is_none());
+    fenced(&mut w, 1, made.generation.next());
+    assert!(matches!(w.answer(call), Some(Ok(Answer::Map(map))) if map.segments.len() == 2));
+
+    let mut w = World::new(3);
+    w.volume("v", 1);
+    grow(&mut w);
+    let made = w.segment(1);
+    let call = attach(&mut w);
+    fenced(&mut w, 0, made.generation.next());
+    let refused = ToAuthority::Created { segment, incarnation, result: Err("full".into()) };
+    w.say(made.primary, refused);
+    w.pass(Span::millis(200));
+    assert!(
+        matches!(w.answer(call), Some(Ok(Answer::Map(map))) if map.segments.len() == 1),
+        "nobody waits for what was rolled back"
+    );
+}
+
+#[test]
 fn an_attach_nobody_confirms_names_the_segments() {
     let mut w = World::new(3);
     w.volume("v", 2);
