@@ -59,6 +59,11 @@ pub const CLIENT_INFLIGHT_MAX: usize = 256;
 pub const CLIENT_REQUESTS_MAX: usize = 4096;
 /// Bytes of writes a client holds for one volume; callers of further ones wait.
 pub const CLIENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Damaged extents of one replica that are being fetched from another member, or wait for it; further ones are refused to
+/// readers and found again by the next read or scrub.
+pub const MENDS_MAX: usize = 256;
+/// Reads that wait for one damaged extent; further ones are refused.
+pub const MEND_READS_MAX: usize = 64;
 /// Client connections of one node; one more is closed at once.
 pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
 /// Messages waiting for one connection's socket before its segment's work waits (peers) or it is closed (clients).

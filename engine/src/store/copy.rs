@@ -23,11 +23,22 @@ struct Job {
     left: usize,
 }
 
+/// A copy as it came.
+#[derive(Debug)]
+struct Arrived {
+    segment: SegmentId,
+    life: u64,
+    copy: ExtentCopy,
+    /// The own home is damaged: it goes, even when it has the same stamp.
+    mends: bool,
+    ticket: Ticket,
+}
+
 /// Copies waiting and under way.
 #[derive(Debug, Default)]
 pub(crate) struct Copies {
     /// Bounded by what the candidates of this shard ask for at a time (COPY_INFLIGHT each).
-    waiting: VecDeque<(SegmentId, u64, ExtentCopy, Ticket)>,
+    waiting: VecDeque<Arrived>,
     writing: BTreeMap<u64, Job>,
     /// Their map records are queued or in flight, in this order.
     mapping: VecDeque<Job>,
@@ -57,7 +68,7 @@ pub(crate) fn runs(mut mask: u32) -> impl Iterator<Item = (u32, u32)> {
 }
 
 impl<D: Device> ShardStore<D> {
-    pub(crate) fn queue_copy(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket) {
+    pub(crate) fn queue_copy(&mut self, segment: SegmentId, copy: ExtentCopy, mends: bool, ticket: Ticket) {
         let Some(replica) = self.map.replicas.get(&segment).filter(|replica| !replica.dropping) else {
             tracing::debug!(%segment, "a copy for a replica that is not here is dropped");
             return;
@@ -67,7 +78,7 @@ impl<D: Device> ShardStore<D> {
             tracing::warn!(%segment, extent = %copy.extent, "a malformed copy is dropped");
             return;
         }
-        self.copies.waiting.push_back((segment, replica.life, copy, ticket));
+        self.copies.waiting.push_back(Arrived { segment, life: replica.life, copy, mends, ticket });
     }
 
     pub(crate) fn start_copies(&mut self) {
@@ -75,10 +86,17 @@ impl<D: Device> ShardStore<D> {
             return;
         }
         while self.copies.writing.len() + self.copies.mapping.len() < COPY_IN_INFLIGHT {
-            let Some((segment, life, copy, ticket)) = self.copies.waiting.pop_front() else { break };
+            let Some(arrived) = self.copies.waiting.pop_front() else { break };
+            let Arrived { segment, life, ref copy, mends, ticket } = arrived;
             let replica = self.map.replicas.get(&segment).filter(|replica| replica.life == life && !replica.dropping);
             let Some(replica) = replica else { continue };
-            if replica.full_stamp(copy.extent) >= copy.stamp {
+            // What a copy mends is damaged whatever its stamp is, as long as the copy is not older.
+            let is_old = if mends {
+                replica.stamp(copy.extent) > copy.stamp
+            } else {
+                replica.full_stamp(copy.extent) >= copy.stamp
+            };
+            if is_old {
                 self.events.push(Event::CopiedIn(ticket));
                 continue;
             }
@@ -86,7 +104,7 @@ impl<D: Device> ShardStore<D> {
             let slab = if copy.present == 0 { None } else { self.take_slab() };
             if slab.is_none() && copy.present != 0 {
                 // A checkpoint is under way to free some.
-                self.copies.waiting.push_front((segment, life, copy, ticket));
+                self.copies.waiting.push_front(arrived);
                 break;
             }
             let mut sums = Box::new([0; EXTENT_BLOCKS as usize]);

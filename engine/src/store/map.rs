@@ -148,7 +148,7 @@ impl Replica {
         }
     }
 
-    fn stamp(&self, extent: ExtentIndex) -> Seq {
+    pub(crate) fn stamp(&self, extent: ExtentIndex) -> Seq {
         self.extents.get(&extent).map_or(Seq(0), |home| home.stamp)
     }
 
@@ -459,7 +459,7 @@ impl Map {
         let wanted = self.replicas.get(&map.segment).is_some_and(|replica| {
             replica.meta.config.incarnation == map.incarnation
                 && map.extent.0 < replica.meta.config.extents
-                && replica.stamp(map.extent) < map.stamp
+                && replica.stamp(map.extent) <= map.stamp
         });
         if wanted {
             self.rehome(map.segment, map.extent, Extent::home(map.stamp, map.slab, map.present, map.sums));

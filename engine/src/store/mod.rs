@@ -102,6 +102,9 @@ pub trait Store {
     /// when the replica is not here or ends, or the copy is malformed.
     fn copy_in(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket);
 
+    /// Like `copy_in`, for an extent found damaged: also where the own home has the same stamp. `Event::CopiedIn`.
+    fn mend(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket);
+
     /// Space of the shard.
     fn space(&self) -> Space;
 

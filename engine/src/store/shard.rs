@@ -287,7 +287,13 @@ impl<D: Device> Store for ShardStore<D> {
 
     fn copy_in(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket) {
         if !self.failed {
-            self.queue_copy(segment, copy, ticket);
+            self.queue_copy(segment, copy, false, ticket);
+        }
+    }
+
+    fn mend(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket) {
+        if !self.failed {
+            self.queue_copy(segment, copy, true, ticket);
         }
     }
 

@@ -141,6 +141,10 @@ impl<S: Store> Store for Watched<S> {
         self.inner.copy_in(segment, copy, ticket);
     }
 
+    fn mend(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket) {
+        self.inner.mend(segment, copy, ticket);
+    }
+
     fn space(&self) -> Space {
         self.inner.space()
     }

@@ -266,6 +266,12 @@ impl World {
         Some(self.places[&node].process.as_ref()?.replica(segment)?.view().role)
     }
 
+    /// Extents a node's replica has mended from another member.
+    pub(crate) fn mended(&self, node: NodeId, segment: SegmentId) -> u64 {
+        let process = self.places[&node].process.as_ref();
+        process.and_then(|process| process.replica(segment)).map_or(0, engine_core::replica::Replica::mended)
+    }
+
     /// Whether every segment has all its copies and a primary that serves.
     pub(crate) fn is_whole(&self) -> bool {
         self.all_segments().into_iter().all(|segment| {

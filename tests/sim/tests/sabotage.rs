@@ -35,7 +35,7 @@ const TABLE: [(Invariant, Witness); 14] = [
     (Invariant::I11, Told("an_authority_from_an_old_backup_changes_nothing")),
     (Invariant::I12, Swarm(40)),
     (Invariant::I13, Told("where_there_is_no_space_no_copy_is_made")),
-    (Invariant::I14, Told("what_has_rotted_is_refused_and_never_shown")),
+    (Invariant::I14, Told("what_nobody_can_mend_is_refused_and_never_shown")),
 ];
 
 /// One test, one process: the switch belongs to the process.

@@ -279,6 +279,7 @@ impl Replica {
     }
 
     pub(super) fn on_copy_data(&mut self, now: Time, from: NodeId, copy: ExtentCopy, effects: &mut Effects) {
+        let Some(copy) = self.take_mending(now, from, copy, effects) else { return };
         let Role::Candidate(catch_up) = &mut self.role else { return };
         let (extent, stamp) = (copy.extent, copy.stamp);
         let landing = catch_up.landing.contains_key(&extent);
@@ -301,6 +302,7 @@ impl Replica {
     }
 
     pub(super) fn on_copy_failed(&mut self, now: Time, from: NodeId, extent: ExtentIndex) {
+        self.mending_failed(now, from, extent);
         if let Role::Candidate(catch_up) = &mut self.role
             && from == catch_up.primary
             && let Some(again) = catch_up.asked.get_mut(&extent)

@@ -54,6 +54,11 @@ impl Follower {
         Self { heard: now, met: false, in_step: false, incoming: None, not_before: now }
     }
 
+    /// Whether the own log is a beginning of its primary's, and its commit points count here.
+    pub(super) const fn is_in_step(&self) -> bool {
+        self.in_step
+    }
+
     /// No election of its own before `not_before`.
     pub(super) fn patient(now: Time, not_before: Time) -> Self {
         Self { not_before, ..Self::new(now) }

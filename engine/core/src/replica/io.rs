@@ -87,6 +87,8 @@ pub enum Input {
         /// Its content.
         copy: Option<ExtentCopy>,
     },
+    /// A scrub, or whoever else looked, found this extent damaged.
+    Damaged(ExtentIndex),
     /// An [`Effect::List`] is answered.
     Listed {
         /// What it was for.
@@ -124,6 +126,8 @@ pub enum Durable {
     Begun(crate::ids::Epoch),
     /// As the only copy of a new life: that it is.
     Recovered(crate::ids::Incarnation),
+    /// A damaged extent has its content again.
+    Mended(ExtentIndex),
     /// As candidate: this extent.
     Copied(ExtentIndex, Seq),
     /// As candidate: standing `Joining`.
@@ -233,6 +237,13 @@ pub enum Effect {
     },
     /// Put an extent's copy in place, durably, unless the own stamp is higher; then run `then`.
     CopyIn {
+        /// The copy.
+        copy: ExtentCopy,
+        /// Run when durable.
+        then: Vec<Effect>,
+    },
+    /// Like `CopyIn`, for an extent found damaged: also where the own home has the same stamp.
+    Mend {
         /// The copy.
         copy: ExtentCopy,
         /// Run when durable.

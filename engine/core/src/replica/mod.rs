@@ -31,6 +31,7 @@ mod handover;
 pub mod io;
 mod log;
 mod membership;
+mod mend;
 mod peers;
 mod primary;
 mod reconcile;
@@ -67,6 +68,8 @@ pub struct Replica {
     look: bool,
     /// What is whole of a damaged log: only a person may say that it counts (`recover`).
     salvage: Vec<Entry>,
+    /// Damaged extents that are being fetched from another member (I14).
+    mends: mend::Mends,
 }
 
 /// What is known of the live connection to a peer. Absent: nothing yet.
@@ -147,6 +150,7 @@ impl Replica {
             random,
             look,
             salvage,
+            mends: mend::Mends::default(),
         }
     }
 
@@ -176,7 +180,8 @@ impl Replica {
             Input::Durable(durable) => self.on_durable(now, durable, effects),
             Input::Read { purpose, result } => self.on_read(now, purpose, result, effects),
             Input::Allocation { purpose, runs } => self.on_allocation(now, purpose, runs, effects),
-            Input::Extent { to, extent, copy } => self.on_extent(to, extent, copy, effects),
+            Input::Extent { to, extent, copy } => self.on_extent(now, to, extent, copy, effects),
+            Input::Damaged(extent) => self.mend(now, extent, effects),
             Input::Listed { purpose, from, listed, next } => self.on_listed(now, purpose, from, listed, next, effects),
             Input::Recover(config) => self.on_recover(config, effects),
             Input::StoreFailed => self.role = Role::Failed,
@@ -195,6 +200,7 @@ impl Replica {
         }
         self.forget_wish(now);
         self.early_tick(now, effects);
+        self.mend_tick(now, effects);
         self.stopping_tick(now, effects);
     }
 
@@ -299,6 +305,7 @@ impl Replica {
             }
             Durable::Promise(epoch) => self.on_own_promise(now, epoch, effects),
             Durable::Begun(epoch) => self.on_begun(now, epoch, effects),
+            Durable::Mended(extent) => self.on_mended(now, extent, effects),
             Durable::Copied(extent, stamp) => self.on_copied(now, extent, stamp, effects),
             Durable::Joining { first, .. } => self.on_joining(first, effects),
             Durable::Recovered(life) => self.on_recovered(now, life, effects),
@@ -457,6 +464,12 @@ impl Replica {
             last: self.log.last(),
             copy: self.copy_progress(),
         }
+    }
+
+    /// Extents mended from another member since the replica was opened (I14).
+    #[must_use]
+    pub const fn mended(&self) -> u64 {
+        self.mends.mended()
     }
 
     /// A copy arriving here: whether from nothing, bytes in, bytes listed and not in.

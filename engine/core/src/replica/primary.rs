@@ -386,7 +386,7 @@ impl Replica {
     ) {
         let outcome = match result {
             Ok(blocks) => Outcome::Data(blocks),
-            Err(block) => Outcome::Refused(Refusal::Corrupt(block)),
+            Err(block) => return self.on_damaged_read(now, purpose, block, effects),
         };
         self.answer_read(now, purpose, outcome, effects);
     }
@@ -402,7 +402,7 @@ impl Replica {
     }
 
     /// I7: the lease is looked at again after the disk read; a primary that was paused in between answers nothing stale.
-    fn answer_read(&mut self, now: Time, purpose: ReadPurpose, outcome: Outcome, effects: &mut Effects) {
+    pub(super) fn answer_read(&mut self, now: Time, purpose: ReadPurpose, outcome: Outcome, effects: &mut Effects) {
         let ReadPurpose { client, request } = purpose;
         if let Op::Peek { .. } = request.op {
             return self.reply(client, &request, outcome, effects);
@@ -430,6 +430,7 @@ impl Replica {
 
     pub(super) fn on_client_gone(&mut self, client: ClientRef) {
         self.forget_early(client);
+        self.mends.forget_client(client);
         if let Role::Primary(primary) = &mut self.role {
             primary.writes.retain(|asked| asked.client != client);
             primary.reads.retain(|asked| asked.client != client);
@@ -440,7 +441,9 @@ impl Replica {
     pub(super) fn step_down(&mut self, successor: Option<&Config>, effects: &mut Effects) {
         let Role::Primary(primary) = &mut self.role else { return };
         let ordered = core::mem::take(&mut primary.ordered).into_values();
-        let waiting: Vec<Asked> = ordered.chain(primary.writes.drain(..)).chain(primary.reads.drain(..)).collect();
+        let mended = self.mends.take_reads().map(|ReadPurpose { client, request }| Asked { client, request });
+        let waiting = ordered.chain(primary.writes.drain(..)).chain(primary.reads.drain(..)).chain(mended);
+        let waiting: Vec<Asked> = waiting.collect();
         for asked in waiting {
             let refusal = Refusal::NotPrimary(successor.cloned());
             self.reply(asked.client, &asked.request, Outcome::Refused(refusal), effects);

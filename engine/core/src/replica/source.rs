@@ -1,5 +1,5 @@
 //! The primary as source of copies: begins the stream, lists what changed, reads extents, nothing more. The candidate
-//! keeps the plan.
+//! keeps the plan. Extents are also read for members whose own are damaged (`mend`).
 
 use super::io::{Effect, Effects, ListPurpose};
 use super::peers::{Join, PeerState};
@@ -77,18 +77,22 @@ impl Replica {
 
     pub(super) fn on_copy_get(&self, from: NodeId, extent: ExtentIndex, effects: &mut Effects) {
         let inside = extent.0 < self.meta.config.extents;
-        if self.is_serving() && inside && self.streams_from(from).is_some() {
+        if inside && self.may_copy(from) {
             effects.push(Effect::ReadExtent { to: from, extent });
         }
     }
 
     pub(super) fn on_extent(
         &mut self,
+        now: Time,
         to: NodeId,
         extent: ExtentIndex,
         copy: Option<ExtentCopy>,
         effects: &mut Effects,
     ) {
+        if copy.is_none() {
+            self.mend(now, extent, effects);
+        }
         let epoch = self.meta.config.epoch;
         effects.send_bulk(
             to,

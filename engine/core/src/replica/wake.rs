@@ -26,7 +26,7 @@ impl Replica {
             Role::Stale | Role::Failed => None,
         };
         let fence = if let Role::Primary(primary) = &self.role { primary.fence_waits_until() } else { None };
-        [of_role, fence, self.handover_wakes()].into_iter().flatten().min()
+        [of_role, fence, self.handover_wakes(), self.mends.wakes()].into_iter().flatten().min()
     }
 }
 

@@ -34,6 +34,10 @@ impl<S: Store, W: Wires> Quay<S, W> {
                 let ticket = self.wait_for(Waiting::Then { segment, birth, effects: then, copied });
                 self.store.copy_in(segment, copy, ticket);
             }
+            Effect::Mend { copy, then } => {
+                let ticket = self.wait_for(Waiting::Then { segment, birth, effects: then, copied: 0 });
+                self.store.mend(segment, copy, ticket);
+            }
             Effect::Commit(through) => self.store.commit(segment, through),
             Effect::Read { block, count, purpose } => {
                 let ticket = self.wait_for(Waiting::Read { segment, birth, purpose });

@@ -12,7 +12,8 @@ told! {
     a_read_that_was_at_the_disk_while_others_led_is_not_answered: 61,
     a_backup_whose_device_hangs_is_left_out_by_its_prepare_deadline: 62,
     a_primary_whose_device_hangs_is_replaced: 63,
-    what_has_rotted_is_refused_and_never_shown: 64,
+    what_has_rotted_is_mended_from_another_member: 64,
+    what_nobody_can_mend_is_refused_and_never_shown: 66,
     where_there_is_no_space_no_copy_is_made: 65,
 }
 
@@ -101,29 +102,54 @@ fn a_primary_whose_device_hangs_is_replaced(seed: u64) {
     w.verify();
 }
 
-fn what_has_rotted_is_refused_and_never_shown(seed: u64) {
-    let mut w = calm(seed);
-    let (segment, primary) = (w.segment(), w.primary());
+/// The home blocks of these nodes rot all over; nothing of them is in memory any more.
+fn rot(w: &mut World, nodes: &[NodeId]) {
     w.damage = true;
-    // From where nothing is in memory.
-    w.kill(primary);
-    w.start(primary);
+    for node in nodes {
+        w.kill(*node);
+        w.start(*node);
+    }
     w.expect("it serves again", Span::seconds(10), |w| w.client().is_some() && w.is_whole());
-    let primary = w.primary();
-    let disk = w.places[&primary].disk.clone();
-    for _ in 0..4_000 {
-        let at = disk.somewhere(&mut w.random).expect("written");
-        // Behind the log: what is at home, and the map, which nobody reads any more.
-        if at >= WAL_SIZE_MIN + 1024 * 1024 {
-            disk.flip(at + 100, 3);
+    for node in nodes {
+        let disk = w.places[node].disk.clone();
+        for _ in 0..4_000 {
+            let at = disk.somewhere(&mut w.random).expect("written");
+            // Behind the log: what is at home, and the map, which nobody reads any more.
+            if at >= WAL_SIZE_MIN + 1024 * 1024 {
+                disk.flip(at + 100, 3);
+            }
         }
     }
+}
+
+fn read_all(w: &mut World) {
+    let segment = w.segment();
     for block in 0..1024 {
         w.read(segment, block, 1);
     }
-    w.expect_done(Span::seconds(20));
+    w.expect_done(Span::seconds(30));
+}
+
+fn what_has_rotted_is_mended_from_another_member(seed: u64) {
+    let mut w = calm(seed);
+    let primary = w.primary();
+    rot(&mut w, &[primary]);
+    let primary = w.primary();
+    read_all(&mut w);
     let refused = w.coverage.times("state: a damaged block was refused to a client");
-    assert!(refused > 0, "nothing that was read was rotten: the story tells nothing (I14)");
+    assert_eq!(refused, 0, "another member has every block of it (I14)");
+    let segment = w.segment();
+    w.expect("it was rotten", Span::seconds(1), |w| w.mended(primary, segment) > 0);
+    w.verify();
+}
+
+fn what_nobody_can_mend_is_refused_and_never_shown(seed: u64) {
+    let mut w = calm(seed);
+    let members = w.config(w.segment()).members.clone();
+    rot(&mut w, &members);
+    read_all(&mut w);
+    let refused = w.coverage.times("state: a damaged block was refused to a client");
+    assert!(refused > 0, "nothing that was read was rotten everywhere: the story tells nothing (I14)");
 }
 
 fn where_there_is_no_space_no_copy_is_made(seed: u64) {
