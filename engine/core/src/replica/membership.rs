@@ -4,7 +4,7 @@
 //! at most one proposal of it at the authority. A lost member is left out (I5), a former one is invited back before
 //! anybody is searched for (R5), a candidate that holds everything is let in (I10).
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -45,8 +45,10 @@ pub(super) struct Membership {
     permit: Option<(PermitId, NodeId)>,
     asked_at: Option<Time>,
     beat_at: Time,
-    /// The epoch whose own record is not durable yet: until then nothing is acknowledged in it.
+    /// The epoch whose own record is not durable yet: until then nobody hears of it.
     pub(super) awaited: Option<Epoch>,
+    /// Members and candidates of epochs before it.
+    left_out: BTreeSet<NodeId>,
 }
 
 #[derive(Debug)]
@@ -72,6 +74,7 @@ impl Membership {
             asked_at: None,
             beat_at: now,
             awaited: Some(epoch),
+            left_out: BTreeSet::new(),
         }
     }
 
@@ -104,7 +107,10 @@ impl Replica {
             return Time(0);
         }
         let plans = &primary.membership;
-        let asks = |node, peer: &PeerState| !primary.is_beginning() && !peer.synced && self.is_up(node);
+        if primary.is_beginning() {
+            return plans.beat_at;
+        }
+        let asks = |node, peer: &PeerState| !primary.is_silent() && !peer.synced && self.is_up(node);
         let unsynced = primary.peers.0.iter().filter(|(node, peer)| asks(**node, peer));
         let ask = unsynced.map(|(_, peer)| peer.asked + ASK_AGAIN).min();
         let invite = |node| plans.invites.get(&node).map_or(Time(0), |invite| invite.at);
@@ -141,6 +147,9 @@ impl Replica {
             return;
         }
         primary.membership.beat_at = now + BEAT_EVERY;
+        if primary.is_silent() {
+            return;
+        }
         for (node, _) in primary.peers.0.iter().filter(|(_, peer)| peer.synced) {
             effects.send(*node, Peer::Beat { epoch, commit, sent: now });
         }
@@ -149,7 +158,7 @@ impl Replica {
     /// Asks those again who have a connection and have not said where they stand.
     fn ask_unsynced(&mut self, now: Time, effects: &mut Effects) {
         let Role::Primary(primary) = &self.role else { return };
-        if primary.is_beginning() {
+        if primary.is_silent() {
             return;
         }
         let silent = |peer: &PeerState| !peer.synced && now.since(peer.asked) >= ASK_AGAIN;
@@ -171,7 +180,7 @@ impl Replica {
             invite.backoff.reset();
         }
         if primary.peers.0.contains_key(&node) {
-            if !primary.is_beginning() {
+            if !primary.is_silent() {
                 self.send_advance(now, node, effects);
             }
         } else {
@@ -287,6 +296,9 @@ impl Replica {
         let config = &self.meta.config;
         let (own, links) = (self.node, &self.links);
         let Role::Primary(primary) = &mut self.role else { return };
+        if primary.is_beginning() {
+            return;
+        }
         let Membership { invites, flaps, .. } = &mut primary.membership;
         invites.retain(|node, _| is_out(config, *node));
         for node in outsiders(config, own, links) {
@@ -398,6 +410,9 @@ impl Replica {
     /// Proposes the wanted configuration, if there is one and none is under way; repeats one that got no answer.
     pub(super) fn reconsider(&mut self, now: Time, effects: &mut Effects) {
         let Role::Primary(primary) = &self.role else { return };
+        if primary.is_beginning() {
+            return;
+        }
         // A hand-over that got no answer is thought over anew.
         let settled = |(config, _): &(Config, Time)| config.primary == self.node;
         let thinks = !primary.membership.proposal.as_ref().is_some_and(settled);
@@ -564,16 +579,31 @@ impl Replica {
         self.end_unused_permit(effects);
         // I2: nothing is acknowledged in the new epoch before it is durable here (`on_begun`).
         effects.persist(vec![self.state_record()]).then_feed(Durable::Begun(epoch));
+<<<<<<< HEAD
         let (config, own) = (self.meta.config.clone(), self.node);
+=======
+        let before = before.members.into_iter().chain(before.candidates);
+        if let Role::Primary(primary) = &mut self.role {
+            primary.membership.left_out.extend(before);
+        }
+        self.writing_since.get_or_insert(now);
+        self.want_peers(effects);
+    }
+
+    /// The epoch at work is durable: everybody hears of it.
+    pub(super) fn announce_epoch(&mut self, now: Time, effects: &mut Effects) {
+        let config = self.meta.config.clone();
+        let own = self.node;
+>>>>>>> 0baf2c7 (Nobody hears of an epoch before its primary's record of it is durable, the next one of a reign included; a failed store is not waited for)
         for node in config.members.iter().chain(&config.candidates).copied().filter(|node| *node != own) {
             self.send_advance(now, node, effects);
         }
         // Those left out are told at once; an invitation follows when they answer.
-        let out = |node: &NodeId| !config.is_member(*node) && !config.is_candidate(*node) && self.is_up(*node);
-        for node in before.members.iter().chain(&before.candidates).copied().filter(out) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        let told = core::mem::take(&mut primary.membership.left_out);
+        for node in told.into_iter().filter(|node| is_out(&config, *node) && self.is_up(*node)) {
             effects.send(node, Peer::Invite { config: config.clone() });
         }
-        self.want_peers(effects);
     }
 }
 

@@ -163,7 +163,7 @@ impl Replica {
     /// Takes one input and says what has to be done, in order.
     pub fn handle(&mut self, now: Time, input: Input, effects: &mut Effects) {
         if matches!(self.role, Role::Failed) {
-            return;
+            return self.refuse_as_failed(input, effects);
         }
         self.look = !matches!(input, Input::Tick) && (self.look || wake::matters(&input));
         match input {

@@ -31,6 +31,8 @@ use crate::time::{Span, Time};
 pub(super) struct Primary {
     /// The epoch it began with; later ones of the same log go on with it.
     reign: Epoch,
+    /// A record of an epoch of this reign is durable, and it was announced.
+    begun: bool,
     /// Last entry of the log this epoch began with: at or above it the primary is resolved.
     began_with: Seq,
     pub(super) resolved: bool,
@@ -68,10 +70,15 @@ impl Primary {
         self.resolved
     }
 
-    /// Whether its first record is not durable: nobody may hear of this reign yet. A restart would forget it and begin the
-    /// same epoch with another log, which those who adopted this one would take for theirs (I2, I9).
-    pub(super) fn is_beginning(&self) -> bool {
-        self.membership.awaited == Some(self.reign)
+    /// Whether nobody may hear of the epoch at work yet, because the own record of it is not durable. A restart would forget
+    /// it and begin the same epoch with another log, which those who adopted this one would take for theirs (I2, I9).
+    pub(super) const fn is_silent(&self) -> bool {
+        self.membership.awaited.is_some()
+    }
+
+    /// Whether nobody has heard of this reign at all: it makes no plans for its set either.
+    pub(super) const fn is_beginning(&self) -> bool {
+        !self.begun
     }
 
     /// Whether it has led for less than `span`, whatever its epoch.
@@ -102,6 +109,7 @@ impl Replica {
         let peers = Peers::new(&self.meta.config, self.node, now);
         self.role = Role::Primary(alloc::boxed::Box::new(Primary {
             reign: epoch,
+            begun: false,
             began_with: self.log.last(),
             resolved: breaks(Invariant::I9),
             lease_wait: (lease_left > Span::ZERO).then(|| now + lease_left),
@@ -123,6 +131,11 @@ impl Replica {
 
     /// Tells members and candidates of the reign that has begun.
     fn announce_reign(&mut self, now: Time, effects: &mut Effects) {
+        if let Role::Primary(primary) = &mut self.role {
+            primary.begun = true;
+            // Nobody owed an answer to what was not said.
+            primary.peers.0.values_mut().for_each(|peer| peer.heard = now);
+        }
         for node in self.meta.config.members.clone() {
             if node != self.node && self.is_up(node) {
                 self.send_reconcile(now, node, effects);
@@ -148,8 +161,11 @@ impl Replica {
             self.writing_since = (self.durable < last).then_some(now);
             if begins {
                 self.announce_reign(now, effects);
+            } else {
+                self.announce_epoch(now, effects);
             }
             self.primary_advance(now, effects);
+            self.serve(now, effects);
         }
     }
 
@@ -232,7 +248,8 @@ impl Replica {
             let bytes = self.log.bytes();
             let Role::Primary(primary) = &mut self.role else { return };
             let waits_for_lease = primary.lease_wait.is_some_and(|until| now < until);
-            if !primary.resolved || !may_commit || !room || waits_for_lease {
+            // In an epoch that nobody has heard of nothing can be proposed.
+            if !primary.resolved || primary.is_silent() || !may_commit || !room || waits_for_lease {
                 return;
             }
             let Some(Op::Write(change)) = primary.writes.front().map(|asked| &asked.request.op) else { return };

@@ -8,12 +8,12 @@
 use alloc::vec;
 
 use super::follower::Follower;
-use super::io::{Durable, Effect, Effects};
+use super::io::{Durable, Effect, Effects, Input};
 use super::{Replica, Role, log};
 use crate::config::Config;
 use crate::ids::{Incarnation, Seq};
 use crate::limits::RECOVERY_GAP;
-use crate::message::{HeldConfig, ReplicaReport, ToAuthority};
+use crate::message::{HeldConfig, Outcome, Peer, Refusal, ReplicaReport, ToAuthority};
 use crate::record::{Meta, Record, Standing};
 use crate::time::Time;
 
@@ -74,12 +74,14 @@ impl Replica {
     /// What this replica is, for explanations and for whoever has to choose one by hand.
     #[must_use]
     pub fn facts(&self) -> ReplicaReport {
+        // I9: what a failed store holds is unknown; nobody waits for it or counts on it.
+        let failed = matches!(self.role, Role::Failed);
         ReplicaReport {
             segment: self.segment,
             incarnation: self.meta.config.incarnation,
             epoch: self.meta.config.epoch,
             log_epoch: self.meta.log_epoch,
-            standing: self.meta.standing,
+            standing: if failed { Standing::Stale { base: Seq(0) } } else { self.meta.standing },
             commit: self.log.commit(),
             last: self.salvage.last().map_or(self.log.last(), |entry| entry.seq),
         }
@@ -89,6 +91,19 @@ impl Replica {
     #[must_use]
     pub fn held_config(&self) -> HeldConfig {
         HeldConfig { config: self.meta.config.clone(), promised: self.meta.promised }
+    }
+
+    /// Nothing is taken or shown any more; but whoever asks is not left waiting (I9).
+    pub(super) fn refuse_as_failed(&self, input: Input, effects: &mut Effects) {
+        match input {
+            Input::Peer { from, message: Peer::Seal { epoch, .. } } => {
+                effects.send(from, Peer::Held { epoch, standing: Some(Standing::Stale { base: Seq(0) }) });
+            }
+            Input::Client { client, request } => {
+                self.reply(client, &request, Outcome::Refused(Refusal::Unknown), effects);
+            }
+            _ => {}
+        }
     }
 
     /// Whether it neither leads, nor follows anybody it hears, nor is being caught up.
@@ -109,7 +124,7 @@ mod tests {
     use super::*;
     use crate::ids::{BlockIndex, Epoch, Generation, NodeId, SegmentId, VolumeId};
     use crate::record::{Change, Entry, Recovered};
-    use crate::replica::io::{Input, RoleName};
+    use crate::replica::io::RoleName;
     use crate::time::Span;
 
     const OWN: NodeId = NodeId(2);
@@ -186,6 +201,20 @@ mod tests {
         assert_eq!(damaged.facts().standing, Standing::Stale { base: Seq(0) });
         assert_eq!(damaged.facts().last, Seq(9));
         assert_eq!(recovered(&mut damaged), (Standing::Member, Seq(9)));
+    }
+
+    #[test]
+    fn a_copy_whose_store_failed_is_not_waited_for() {
+        let mut replica = opened(Standing::Member, false);
+        say(&mut replica, Time(1), Input::StoreFailed);
+        assert_eq!(replica.facts().standing, Standing::Stale { base: Seq(0) });
+        let seal = Peer::Seal { epoch: Epoch(6), from: Epoch(5) };
+        let said = say(&mut replica, Time(2), Input::Peer { from: NodeId(3), message: seal });
+        let held = Peer::Held { epoch: Epoch(6), standing: Some(Standing::Stale { base: Seq(0) }) };
+        assert!(
+            matches!(said.as_slice(), [Effect::Send { to: NodeId(3), message, .. }] if *message == held),
+            "{said:?}"
+        );
     }
 
     #[test]

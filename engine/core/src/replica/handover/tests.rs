@@ -354,9 +354,34 @@ fn nobody_hears_of_a_reign_whose_first_record_is_not_durable() {
     trio.give(config.primary, Input::PeerUp(other));
     trio.pass(Span::millis(50));
     assert!(epoch::is_ahead(config.epoch, &trio.node(other).meta.config), "I2, I9");
+    // Nor when the authority has installed one more meanwhile.
+    let more = Config { epoch: config.epoch.next(), ..config.clone() };
+    trio.record.config = more.clone();
+    trio.give(config.primary, Input::Decided(Decision::Installed(more.clone())));
+    trio.pass(Span::millis(50));
+    assert!(epoch::is_ahead(config.epoch, &trio.node(other).meta.config), "I2, I9");
     trio.still.clear();
     trio.give(config.primary, Input::Durable(Durable::Begun(config.epoch)));
+    assert!(!trio.serves(config.primary), "of the epoch at work nothing is known to be durable");
+    trio.give(config.primary, Input::Durable(Durable::Begun(more.epoch)));
     assert!(trio.serves(config.primary));
+}
+
+#[test]
+fn nothing_is_ordered_in_an_epoch_that_nobody_has_heard_of() {
+    let mut trio = Trio::new(&[A, B, C], 2);
+    let config = trio.record.config.clone();
+    trio.still = vec![A];
+    trio.crash(C);
+    trio.pass(Span::millis(50));
+    let next = trio.record.config.clone();
+    assert!(next.epoch == config.epoch.next() && next.members == [A, B] && next.primary == A, "{next:?}");
+    let asked = trio.write(A, next.epoch.0);
+    assert!(epoch::is_ahead(next.epoch, &trio.node(B).meta.config), "B has not heard of it");
+    assert_eq!((trio.answer(asked), trio.node(A).view().last), (None, Seq(0)));
+    trio.still.clear();
+    trio.give(A, Input::Durable(Durable::Begun(next.epoch)));
+    assert_eq!(trio.answer(asked), Some((A, Outcome::Written)));
 }
 
 #[test]
