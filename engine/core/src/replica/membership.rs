@@ -579,9 +579,6 @@ impl Replica {
         self.end_unused_permit(effects);
         // I2: nothing is acknowledged in the new epoch before it is durable here (`on_begun`).
         effects.persist(vec![self.state_record()]).then_feed(Durable::Begun(epoch));
-<<<<<<< HEAD
-        let (config, own) = (self.meta.config.clone(), self.node);
-=======
         let before = before.members.into_iter().chain(before.candidates);
         if let Role::Primary(primary) = &mut self.role {
             primary.membership.left_out.extend(before);
@@ -594,7 +591,6 @@ impl Replica {
     pub(super) fn announce_epoch(&mut self, now: Time, effects: &mut Effects) {
         let config = self.meta.config.clone();
         let own = self.node;
->>>>>>> 0baf2c7 (Nobody hears of an epoch before its primary's record of it is durable, the next one of a reign included; a failed store is not waited for)
         for node in config.members.iter().chain(&config.candidates).copied().filter(|node| *node != own) {
             self.send_advance(now, node, effects);
         }
