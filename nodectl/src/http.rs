@@ -99,6 +99,11 @@ impl Api {
         self.post(&format!("nodes/{node}/replace-device"), wanted, CHANGE_DEADLINE)
     }
 
+    /// `POST /v1/nodes/{id}/scrub`.
+    pub(crate) fn scrub(&self, node: NodeId) -> Result<NodeInfo, Failure> {
+        self.post(&format!("nodes/{node}/scrub"), &(), CHANGE_DEADLINE)
+    }
+
     /// `POST /v1/nodes/{id}/release`.
     pub(crate) fn release(&self, node: NodeId, wanted: &ReleaseCopies) -> Result<Consequences, Failure> {
         self.post(&format!("nodes/{node}/release"), wanted, CHANGE_DEADLINE)

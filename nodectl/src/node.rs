@@ -1,14 +1,20 @@
 //! `nodectl node`: the nodes as the authority knows them.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 use engine::authority::api::{NodeInfo, ReleaseCopies, ReplaceDevice, SegmentName};
 use engine_core::ids::NodeId;
 
 use crate::Global;
-use crate::failure::Failure;
-use crate::output::Table;
+use crate::failure::{Exit, Failure};
+use crate::http::Api;
+use crate::output::{self, Table};
 use crate::units;
 use crate::volume::consequences;
+
+/// Between two looks at a scrub under way.
+const SCRUB_POLL: Duration = Duration::from_millis(500);
 
 /// Nodes.
 #[derive(Debug, Subcommand)]
@@ -19,6 +25,14 @@ pub(crate) enum Node {
     Show {
         /// Such as n3.
         node: NodeId,
+    },
+    /// What its scrubs found; with `--now` one pass over everything it holds, waited for.
+    Scrub {
+        /// Such as n3.
+        node: NodeId,
+        /// Begin a pass now, at the quicker pace, and wait for its end.
+        #[arg(long)]
+        now: bool,
     },
     /// Its device is gone for good: segments let go of it, the next device that comes is the node's own.
     ReplaceDevice {
@@ -63,6 +77,10 @@ pub(crate) fn run(global: &Global, command: &Node) -> Result<(), Failure> {
     match command {
         Node::Ls => global.output.show(&api.nodes()?, |nodes| table(nodes)),
         Node::Show { node } => global.output.show(&api.node(*node)?, detail),
+        Node::Scrub { node, now } => {
+            let info = if *now { scrub(&api, *node)? } else { api.node(*node)? };
+            global.output.show(&info, scrubbed)
+        }
         Node::ReplaceDevice { node, lose, dry_run } => {
             let wanted = ReplaceDevice { lose: lose.clone(), dry_run: *dry_run };
             global.output.show(&api.replace_device(*node, &wanted)?, consequences)
@@ -72,6 +90,47 @@ pub(crate) fn run(global: &Global, command: &Node) -> Result<(), Failure> {
             global.output.show(&api.release(*node, &wanted)?, consequences)
         }
     }
+}
+
+/// A pass of every shard, from its beginning to its end.
+fn scrub(api: &Api, node: NodeId) -> Result<NodeInfo, Failure> {
+    let before = api.scrub(node)?;
+    let whole = before.scrub.passes + u64::from(before.shards);
+    let bar = output::bar(before.used, "comparing");
+    loop {
+        std::thread::sleep(SCRUB_POLL);
+        let info = api.node(node)?;
+        if info.state != "up" || info.scrub.passes < before.scrub.passes {
+            bar.finish_and_clear();
+            return Err(Failure::new(Exit::Failed, format!("{node} went away during its scrub"))
+                .untouched("what was mended stays mended")
+                .next(format!("nodectl node scrub {node} --now")));
+        }
+        bar.set_position(info.scrub.compared);
+        if info.scrub.passes >= whole && !info.scrub.running {
+            bar.finish_and_clear();
+            return Ok(info);
+        }
+    }
+}
+
+fn scrubbed(node: &NodeInfo) -> String {
+    let mut table = Table::new(["what", "value"]);
+    scrub_rows(node, |what, value| table.row([what.to_owned(), value]));
+    table.to_string()
+}
+
+fn scrub_rows(node: &NodeInfo, mut row: impl FnMut(&str, String)) {
+    let scrub = &node.scrub;
+    row("damaged blocks found", node.corrupt_blocks.to_string());
+    row("extents mended from others", node.mended_extents.to_string());
+    let state = if scrub.running { "under way" } else { "rests" };
+    let passes = scrub.passes;
+    row(
+        "scrub",
+        format!("{state}; {passes} passes of a shard since the start, {} damaged extents", scrub.damaged_extents),
+    );
+    row("compared by the latest pass", units::size(scrub.compared));
 }
 
 /// All nodes, a line each.
@@ -110,7 +169,7 @@ fn detail(node: &NodeInfo) -> String {
     row("serving as primary", node.serving.to_string());
     row("shards", node.shards.to_string());
     row("copied in since start", units::size(node.copied_bytes));
-    row("damaged blocks found", node.corrupt_blocks.to_string());
+    scrub_rows(node, &mut row);
     if node.awaited {
         row("awaited", "the authority waits for what it remembers (nodectl status)".to_owned());
     }

@@ -27,5 +27,6 @@ pub mod replica;
 pub mod report;
 pub mod sabotage;
 pub mod schedule;
+pub mod scrub;
 pub mod time;
 pub mod wanted;

@@ -64,6 +64,14 @@ pub const CLIENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const MENDS_MAX: usize = 256;
 /// Reads that wait for one damaged extent; further ones are refused.
 pub const MEND_READS_MAX: usize = 64;
+/// Bytes a scrub reads per second and shard when nobody waits for it.
+pub const SCRUB_PACE: u64 = 8 * 1024 * 1024;
+/// Bytes a scrub that a person asked for reads per second and shard.
+pub const SCRUB_PACE_NOW: u64 = 128 * 1024 * 1024;
+/// Extents a scrub reads at a time.
+pub const SCRUB_INFLIGHT: usize = 2;
+/// Operations of a shard that wait for its store; with more a scrub waits.
+pub const SCRUB_YIELD: usize = 64;
 /// Client connections of one node; one more is closed at once.
 pub const CLIENT_CONNECTIONS_MAX: usize = 1024;
 /// Messages waiting for one connection's socket before its segment's work waits (peers) or it is closed (clients).
@@ -309,6 +317,12 @@ pub const RELEASE_RETRY: Span = Span::seconds(5);
 pub const RESERVE_WAIT: Span = Span::seconds(3);
 /// A node without a session is shown as unreachable after this, before it counts as out of touch.
 pub const SESSION_GRACE: Span = Span::millis(1000);
+/// From the start of one scrub to that of the next; a longer one is followed by the next at once.
+pub const SCRUB_EVERY: Span = Span::seconds(7 * 24 * 3600);
+/// From a shard's start to its first scrub.
+pub const SCRUB_AFTER_START: Span = Span::seconds(600);
+/// So much later at most: the nodes of a cluster do not scrub in step.
+pub const SCRUB_SPREAD: Span = Span::seconds(3600);
 
 const _: () = assert!(usize::BITS == 64, "lengths of 64 bits are used as indices");
 const _: () = assert!(EXTENT_SIZE == BLOCK_SIZE * EXTENT_BLOCKS as u64);

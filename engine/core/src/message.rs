@@ -537,6 +537,8 @@ pub enum FromAuthority {
         /// The member that leads less than its share.
         to: NodeId,
     },
+    /// Compare everything held with its checksums now.
+    Scrub,
     /// Take no request below this generation; answered by `FenceDone` once nothing older is undecided (I2).
     Fence {
         /// The segment.

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use crate::config::Config;
 use crate::ids::{BootCount, DeviceId, Epoch, Incarnation, NodeId, Revision, SegmentId, Seq};
 use crate::record::Standing;
+use crate::scrub::ScrubReport;
 
 /// Where a node can be reached.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -99,6 +100,10 @@ pub struct Report {
     pub copied_bytes: u64,
     /// Blocks found damaged since the node started.
     pub corrupt_blocks: u64,
+    /// Extents mended from another member since the node started.
+    pub mended: u64,
+    /// What its scrubs have done.
+    pub scrub: ScrubReport,
     /// Replicas here that neither lead, nor hear a primary, nor are being caught up; at most
     /// [`crate::limits::REPORT_SEGMENTS_MAX`].
     pub stranded: Vec<ReplicaReport>,

@@ -16,6 +16,7 @@
 //! | `POST /v1/volumes/{name}/recover` [`RecoverVolume`] | [`Consequences`]; loses data, so it has to be named (I16) |
 //! | `POST /v1/nodes/{id}/replace-device` [`ReplaceDevice`], `.../release` [`ReleaseCopies`] | [`Consequences`] |
 //! | `POST /v1/authority/accept-older` [`AcceptOlder`] | [`Consequences`]; forgets, so the revision has to be named (I11) |
+//! | `POST /v1/nodes/{id}/scrub` | [`NodeInfo`]; a pass of its scrub has begun |
 //! | `GET /v1/openapi.json` | the OpenAPI document |
 //!
 //! Errors are [`ErrorBody`] with status 400 (`invalid`), 404 (`not_found`), 409 (`illegal_state`, `refused`),
@@ -24,5 +25,5 @@
 pub use engine_core::authority::document::{
     AcceptOlder, Address, AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain,
     ExplainReplica, ExplainSegment, Health, NodeInfo, Quarantined, RecoverVolume, ReleaseCopies, RemirrorCounts,
-    ReplaceDevice, ResizeVolume, SegmentCounts, SegmentName, Spread, Status, VolumeInfo, VolumeMap,
+    ReplaceDevice, ResizeVolume, ScrubInfo, SegmentCounts, SegmentName, Spread, Status, VolumeInfo, VolumeMap,
 };

@@ -78,6 +78,7 @@ fn router(desk: Desk) -> Router {
         .route("/v1/nodes/{id}/replace-device", post(replace_device))
         .route("/v1/nodes/{id}/release", post(release_copies))
         .route("/v1/authority/accept-older", post(accept_older))
+        .route("/v1/nodes/{id}/scrub", post(scrub))
         .route("/v1/openapi.json", get(openapi_json))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -106,6 +107,7 @@ fn router(desk: Desk) -> Router {
         replace_device,
         release_copies,
         accept_older,
+        scrub,
         openapi_json
     ),
     components(schemas(ErrorBody))
@@ -264,6 +266,17 @@ async fn release_copies(State(desk): State<Desk>, id: Name, body: Body) -> Handl
 )]
 async fn accept_older(State(desk): State<Desk>, body: Body) -> Handled {
     answer(desk.ask(Call::AcceptOlder(parse::<AcceptOlder>(body)?)).await)
+}
+
+/// A node begins to compare everything it holds with its checksums.
+#[utoipa::path(
+    post,
+    path = "/v1/nodes/{id}/scrub",
+    params(("id" = String, Path, description = "such as n3")),
+    responses((status = 200, body = NodeInfo), (status = 404, body = ErrorBody), (status = 503, body = ErrorBody))
+)]
+async fn scrub(State(desk): State<Desk>, id: Name) -> Handled {
+    answer(desk.ask(Call::Scrub(node_id(id)?)).await)
 }
 
 /// One copy of a segment counts from now on, in a new life; every other one starts from nothing.

@@ -448,6 +448,7 @@ async fn the_openapi_document_lists_every_path() {
         ("/v1/nodes/{id}/replace-device", "post"),
         ("/v1/nodes/{id}/release", "post"),
         ("/v1/authority/accept-older", "post"),
+        ("/v1/nodes/{id}/scrub", "post"),
         ("/v1/openapi.json", "get"),
     ] {
         for method in methods.split(' ') {

@@ -216,6 +216,12 @@ impl Session {
             | FromAuthority::HandOver { segment, .. }
             | FromAuthority::Release { segment, .. } => *segment,
             FromAuthority::Decisions(_) => return self.pass_on_decisions(said).await,
+            FromAuthority::Scrub => {
+                for shard in &self.shards {
+                    let _ = shard.work.send(Mail::Authority(FromAuthority::Scrub)).await;
+                }
+                return;
+            }
             FromAuthority::Registered { .. }
             | FromAuthority::Revision(_)
             | FromAuthority::RegisterRefused(_)

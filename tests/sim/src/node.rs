@@ -246,6 +246,11 @@ impl Process {
         self.quay.replica(segment)
     }
 
+    /// A pass of its scrub begins now.
+    pub(crate) fn scrub(&mut self) {
+        self.quay.scrub_now();
+    }
+
     /// The regular report.
     pub(crate) fn report(&self, now: Time) -> Report {
         quay::report(&[self.quay.figures(now)])

@@ -216,6 +216,24 @@ impl Authority {
             .collect()
     }
 
+    /// Asks a node to compare everything it holds with its checksums now.
+    pub(super) fn on_scrub(&self, now: Time, call: CallId, node: NodeId, effects: &mut Effects) {
+        let answer = match self.node_info(now, node) {
+            None => {
+                Err(CallError::new(ErrorCode::NotFound, format!("there is no node {node}")).next("nodectl node ls"))
+            }
+            Some(_) if !self.is_up(now, node) => {
+                let message = format!("{node} is not in touch; nothing was begun");
+                Err(CallError::new(ErrorCode::Unavailable, message).next(format!("nodectl node show {node}")))
+            }
+            Some(info) => {
+                effects.send(node, FromAuthority::Scrub);
+                Ok(Answer::Node(Box::new(info)))
+            }
+        };
+        effects.answer(call, answer);
+    }
+
     pub(super) fn on_release_copies(
         &mut self,
         now: Time,

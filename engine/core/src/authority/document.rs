@@ -142,6 +142,12 @@ pub struct NodeInfo {
     pub copied_bytes: u64,
     /// Blocks found damaged since the node started.
     pub corrupt_blocks: u64,
+    /// Extents mended from another member since the node started.
+    #[serde(default)]
+    pub mended_extents: u64,
+    /// What its scrubs have done since the node started.
+    #[serde(default)]
+    pub scrub: ScrubInfo,
     /// Whether its device was declared gone for good.
     #[serde(default)]
     pub device_lost: bool,
@@ -151,6 +157,20 @@ pub struct NodeInfo {
     /// Copies kept although their segments go on without them; only where one node is asked for.
     #[serde(default)]
     pub quarantine: Vec<Quarantined>,
+}
+
+/// A node's scrubs since it started, all its shards together.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ScrubInfo {
+    /// Passes completed.
+    pub passes: u64,
+    /// One is under way.
+    pub running: bool,
+    /// Bytes compared by the pass under way, or the last one.
+    pub compared: u64,
+    /// Extents found damaged.
+    pub damaged_extents: u64,
 }
 
 /// Failure domain that copies of a segment are spread over.

@@ -92,6 +92,8 @@ pub enum Call {
     Release(NodeId, ReleaseCopies),
     /// There is no newer record than this older one.
     AcceptOlder(AcceptOlder),
+    /// A node compares everything it holds with its checksums now.
+    Scrub(NodeId),
 }
 
 /// A good answer.
@@ -103,7 +105,7 @@ pub enum Answer {
     Cluster(Cluster),
     /// To `Nodes`.
     Nodes(Vec<NodeInfo>),
-    /// To `Node`.
+    /// To `Node`, `Scrub`.
     Node(Box<NodeInfo>),
     /// To `Volumes`.
     Volumes(Vec<VolumeInfo>),

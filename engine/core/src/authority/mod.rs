@@ -155,6 +155,7 @@ impl Authority {
             Call::Detach(name, request) => self.on_detach(now, call, &name, &request, effects),
             Call::Recover(name, request) => self.on_recover(now, call, &name, &request, effects),
             Call::ReplaceDevice(node, request) => self.on_replace_device(now, call, node, &request, effects),
+            Call::Scrub(node) => self.on_scrub(now, call, node, effects),
             Call::Release(node, request) => self.on_release_copies(now, call, node, &request, effects),
             Call::AcceptOlder(request) => self.on_accept_older(now, call, &request, effects),
             question => effects.answer(call, self.look_up(now, &question)),

@@ -4,7 +4,9 @@ use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use super::Authority;
-use super::document::{Address, Cluster, Health, NodeInfo, RemirrorCounts, SegmentCounts, Status, VolumeInfo};
+use super::document::{
+    Address, Cluster, Health, NodeInfo, RemirrorCounts, ScrubInfo, SegmentCounts, Status, VolumeInfo,
+};
 use super::records::{SegmentRecord, VolumeState};
 use super::recover::Holding;
 use crate::ids::{NodeId, SegmentId, VolumeId};
@@ -150,6 +152,13 @@ impl Authority {
             silent_ms: presence.silence(now).as_millis(),
             copied_bytes: presence.report.copied_bytes,
             corrupt_blocks: presence.report.corrupt_blocks,
+            mended_extents: presence.report.mended,
+            scrub: ScrubInfo {
+                passes: presence.report.scrub.passes,
+                running: presence.report.scrub.running,
+                compared: presence.report.scrub.done * EXTENT_SIZE,
+                damaged_extents: presence.report.scrub.damaged,
+            },
             device_lost: record.device_lost,
             awaited: self.stands_still() && !record.is_gone() && !self.has_listed(id),
             quarantine: Vec::new(),

@@ -111,15 +111,20 @@ impl<S: Store, W: Wires> Quay<S, W> {
                 };
                 self.give_back(segment, birth, Input::Read { purpose, result });
             }
-            Event::Extent(ticket, result) => {
-                let Some(Waiting::Extent { segment, birth, to, extent }) = self.waiting.remove(&ticket) else { return };
-                self.give_back(segment, birth, Input::Extent { to, extent, copy: result.ok() });
-            }
+            Event::Extent(ticket, result) => match self.waiting.remove(&ticket) {
+                Some(Waiting::Extent { segment, birth, to, extent }) => {
+                    self.give_back(segment, birth, Input::Extent { to, extent, copy: result.ok() });
+                }
+                Some(Waiting::Scrub { segment, birth, extent }) => {
+                    self.scrubbed(segment, birth, extent, result.err());
+                }
+                _ => {} // its replica is gone
+            },
             Event::Failed(reason) => self.on_failed(now, reason),
         }
     }
 
-    fn give_back(&mut self, segment: SegmentId, birth: u64, input: Input) {
+    pub(super) fn give_back(&mut self, segment: SegmentId, birth: u64, input: Input) {
         if self.is_here(segment, birth) {
             self.given_back.push_back((segment, input));
         }

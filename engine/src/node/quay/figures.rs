@@ -3,6 +3,7 @@
 use engine_core::ids::SegmentId;
 use engine_core::limits::REPORT_SEGMENTS_MAX;
 use engine_core::message::{CopyReport, HeldConfig, ReplicaReport, Report};
+use engine_core::scrub::{Scrub, ScrubReport};
 use engine_core::time::Time;
 
 use super::{Quay, Wires};
@@ -25,6 +26,10 @@ pub struct Figures {
     pub copied_bytes: u64,
     /// Blocks found damaged since the start.
     pub corrupt_blocks: u64,
+    /// Extents mended from another member since the start.
+    pub mended: u64,
+    /// What the scrub has done.
+    pub scrub: ScrubReport,
     /// Replicas that are nobody's; at most [`REPORT_SEGMENTS_MAX`].
     pub stranded: Vec<ReplicaReport>,
 }
@@ -36,10 +41,12 @@ impl<S: Store, W: Wires> Quay<S, W> {
             space: self.store.space(),
             corrupt_blocks: self.store.damaged_blocks(),
             copied_bytes: self.copied_bytes,
+            scrub: self.scrub.as_ref().map(Scrub::report).unwrap_or_default(),
             ..Figures::default()
         };
         for open in self.machines() {
             figures.replicas += 1;
+            figures.mended += open.replica.mended();
             if open.replica.is_serving() {
                 figures.serving += 1;
             } else if open.replica.should_serve() && figures.not_serving.len() < REPORT_SEGMENTS_MAX {
@@ -94,6 +101,8 @@ pub fn report(shards: &[Figures]) -> Report {
         report.copies.extend(shard.copies.iter().cloned());
         report.copied_bytes += shard.copied_bytes;
         report.corrupt_blocks += shard.corrupt_blocks;
+        report.mended += shard.mended;
+        report.scrub.add(&shard.scrub);
         report.stranded.extend(shard.stranded.iter().cloned());
     }
     report.not_serving.truncate(REPORT_SEGMENTS_MAX);

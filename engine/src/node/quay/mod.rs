@@ -9,6 +9,7 @@ mod distrust;
 mod effects;
 mod figures;
 mod holdings;
+mod scrub;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -21,6 +22,7 @@ use engine_core::remirror::reservation::Reservations;
 use engine_core::replica::Replica;
 use engine_core::replica::io::{ClientRef, Effect, Effects, Input, ReadPurpose};
 use engine_core::schedule::{Alarm, Schedule};
+use engine_core::scrub::Scrub;
 use engine_core::time::{Span, Time};
 use engine_core::wanted::Wanted;
 
@@ -72,6 +74,8 @@ enum Waiting {
     Read { segment: SegmentId, birth: u64, purpose: ReadPurpose },
     /// A machine's read of an extent.
     Extent { segment: SegmentId, birth: u64, to: NodeId, extent: ExtentIndex },
+    /// The scrub's read of an extent.
+    Scrub { segment: SegmentId, birth: u64, extent: ExtentIndex },
     /// A replica's first record.
     Create(SegmentId),
     /// A replica's last record.
@@ -86,6 +90,7 @@ impl Waiting {
             Self::Then { segment, .. }
             | Self::Read { segment, .. }
             | Self::Extent { segment, .. }
+            | Self::Scrub { segment, .. }
             | Self::Create(segment)
             | Self::Drop(segment, _) => *segment,
             Self::Distrust => return None,
@@ -124,6 +129,8 @@ pub struct Quay<S, W> {
     /// Whom the machines want connections to.
     wanted: Wanted,
     copied_bytes: u64,
+    /// Begins with the machines.
+    scrub: Option<Scrub>,
     /// Why the store can no longer write.
     failed: Option<String>,
     random: Random,
@@ -155,6 +162,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
             effects: Effects::new(),
             wanted: Wanted::new(),
             copied_bytes: 0,
+            scrub: None,
             failed: None,
             random: Random::new(seed),
         }
@@ -201,6 +209,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
             return;
         }
         (self.serving, self.grace) = (true, grace);
+        self.scrub = Some(Scrub::new(now, self.random.next_u64()));
         for recovered in std::mem::take(&mut self.found) {
             self.open(now, recovered);
         }
@@ -221,6 +230,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
         if self.doubts_schedule {
             self.check_schedule(now);
         }
+        self.scrub_tick(now);
         self.settle_given_back(now);
     }
 
@@ -340,6 +350,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
                 }
             }
             FromAuthority::Recover { config } => self.recover(now, config),
+            FromAuthority::Scrub => self.scrub_now(),
             FromAuthority::Registered { .. }
             | FromAuthority::Revision(_)
             | FromAuthority::RegisterRefused(_)

@@ -13,6 +13,7 @@ use engine_core::message::{
     Proposal, Refusal, Registration, ReplicaReport, Reply, Report, Request, Settings, ToAuthority,
 };
 use engine_core::record::{Change, Entry, ExtentCopy, Standing};
+use engine_core::scrub::ScrubReport;
 use engine_core::time::{Span, Time};
 
 use super::super::hello::{Hello, Network, Reject, Welcome, Who};
@@ -184,7 +185,8 @@ fields! {
     ReplicaReport { segment, incarnation, epoch, log_epoch, standing, commit, last }
     HeldConfig { config, promised }
     CopyReport { segment, full, copied, left }
-    Report { booked, used, replicas, serving, not_serving, copies, copied_bytes, corrupt_blocks, stranded }
+    Report { booked, used, replicas, serving, not_serving, copies, copied_bytes, corrupt_blocks, mended, scrub, stranded }
+    ScrubReport { passes, running, done, damaged }
     Settings { grace }
     Hello { cluster, who }
     Welcome { cluster, node, boot, shards }
@@ -274,5 +276,6 @@ variants! {
         11 = Recover { config },
         12 = HandOver { segment, epoch, to },
         13 = ShowConfigs,
+        14 = Scrub,
     }
 }

@@ -13,6 +13,7 @@ told! {
     a_backup_whose_device_hangs_is_left_out_by_its_prepare_deadline: 62,
     a_primary_whose_device_hangs_is_replaced: 63,
     what_has_rotted_is_mended_from_another_member: 64,
+    what_nobody_reads_is_mended_by_a_scrub: 67,
     what_nobody_can_mend_is_refused_and_never_shown: 66,
     where_there_is_no_space_no_copy_is_made: 65,
 }
@@ -140,6 +141,28 @@ fn what_has_rotted_is_mended_from_another_member(seed: u64) {
     assert_eq!(refused, 0, "another member has every block of it (I14)");
     let segment = w.segment();
     w.expect("it was rotten", Span::seconds(1), |w| w.mended(primary, segment) > 0);
+    w.verify();
+}
+
+fn what_nobody_reads_is_mended_by_a_scrub(seed: u64) {
+    let mut w = calm(seed);
+    let (segment, backup) = (w.segment(), w.backups()[0]);
+    rot(&mut w, &[backup]);
+    // Until its primary has spoken to it, nobody can help.
+    w.run(Span::seconds(1));
+    let pass = |w: &mut World, number: u64| {
+        w.places.get_mut(&backup).and_then(|place| place.process.as_mut()).expect("it runs").scrub();
+        w.expect("a pass of the scrub", Span::seconds(20), |w| {
+            let process = w.places[&backup].process.as_ref().expect("it runs");
+            process.report(w.now).scrub.passes >= number
+        });
+        w.run(Span::seconds(1));
+        w.places[&backup].process.as_ref().expect("it runs").report(w.now).scrub.damaged
+    };
+    let found = pass(&mut w, 1);
+    let mended = w.mended(backup, segment);
+    assert!(found > 0 && mended >= found, "{found} {mended}: a backup serves nobody; only a scrub looks (I14)");
+    assert_eq!(pass(&mut w, 2), found, "the second pass finds nothing");
     w.verify();
 }
 

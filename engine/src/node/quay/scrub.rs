@@ -1,0 +1,57 @@
+//! Walking over what the shard holds, as its scrub says, and telling replicas of what is damaged (I14).
+
+use engine_core::ids::{ExtentIndex, SegmentId, Seq};
+use engine_core::limits::SCRUB_YIELD;
+use engine_core::replica::io::Input;
+use engine_core::time::Time;
+
+use super::{Quay, Slot, Waiting, Wires};
+use crate::store::{ReadError, Store};
+
+impl<S: Store, W: Wires> Quay<S, W> {
+    /// A pass over everything begins now.
+    pub fn scrub_now(&mut self) {
+        if let Some(scrub) = &mut self.scrub {
+            scrub.hurry();
+        }
+    }
+
+    pub(super) fn scrub_tick(&mut self, now: Time) {
+        // Whoever waits for the device goes first.
+        if self.failed.is_some() || self.waiting.len() > SCRUB_YIELD {
+            return;
+        }
+        while let Some(at) = self.scrub.as_mut().and_then(|scrub| scrub.due(now)) {
+            let home = self.next_home(at);
+            let Some(scrub) = &mut self.scrub else { return };
+            let Some((segment, birth, extent)) = home else {
+                scrub.ends();
+                continue;
+            };
+            scrub.reads(now, segment, extent);
+            let ticket = self.wait_for(Waiting::Scrub { segment, birth, extent });
+            self.store.read_extent(segment, extent, ticket);
+        }
+    }
+
+    /// The first extent at or behind this place that was ever written.
+    fn next_home(&self, (segment, from): (SegmentId, ExtentIndex)) -> Option<(SegmentId, u64, ExtentIndex)> {
+        self.slots.range(segment..).find_map(|(at, slot)| {
+            let Slot::Open(open) = slot else { return None };
+            let from = if *at == segment { from } else { ExtentIndex(0) };
+            let (listed, _) = self.store.list(*at, Seq(0), from, 1);
+            listed.first().map(|(extent, _)| (*at, open.birth, *extent))
+        })
+    }
+
+    pub(super) fn scrubbed(&mut self, segment: SegmentId, birth: u64, extent: ExtentIndex, found: Option<ReadError>) {
+        let damaged = matches!(found, Some(ReadError::Damaged(_)));
+        if let Some(scrub) = &mut self.scrub {
+            scrub.has_read(damaged);
+        }
+        if damaged {
+            tracing::warn!(%segment, %extent, "a scrub found damage");
+            self.give_back(segment, birth, Input::Damaged(extent));
+        }
+    }
+}
