@@ -18,14 +18,14 @@ use crate::epoch;
 use crate::ids::{Epoch, NodeId, PermitId, Seq};
 use crate::limits::{BEAT_EVERY, INVITE_MAX, INVITE_MIN, PREPARE_DEADLINE, PROPOSAL_RETRY, TAKE_OVER_PAUSE};
 use crate::message::{Decision, Peer, PermitAsk, Proposal, ToAuthority};
-use crate::record::{Entry, Standing};
+use crate::record::Standing;
 use crate::remirror::backoff::Backoff;
 use crate::time::{Span, Time};
 
 /// A candidate that says nothing for this long is given up.
 const CANDIDATE_SILENCE: Span = Span::seconds(10);
 /// Pause between asks for a permit, and after a denied proposal.
-const ASK_AGAIN: Span = Span::millis(1000);
+pub(super) const ASK_AGAIN: Span = Span::millis(1000);
 
 /// A primary's plans for its set.
 #[derive(Debug)]
@@ -44,11 +44,11 @@ pub(super) struct Membership {
     missing_since: Option<Time>,
     permit: Option<(PermitId, NodeId)>,
     asked_at: Option<Time>,
-    beat_at: Time,
+    pub(super) beat_at: Time,
     /// The epoch whose own record is not durable yet: until then nobody hears of it.
     pub(super) awaited: Option<Epoch>,
     /// Members and candidates of epochs before it.
-    left_out: BTreeSet<NodeId>,
+    pub(super) left_out: BTreeSet<NodeId>,
 }
 
 #[derive(Debug)]
@@ -139,38 +139,6 @@ impl Replica {
         changes.chain([plans.not_before]).chain(unfit).filter(|at| *at > plans.considered).min()
     }
 
-    fn beat(&mut self, now: Time, effects: &mut Effects) {
-        let (epoch, commit, healthy) = (self.meta.config.epoch, self.log.commit(), self.is_healthy(now));
-        let Role::Primary(primary) = &mut self.role else { return };
-        // I8: a primary whose device stands still goes silent, so that another one is elected.
-        if now < primary.membership.beat_at || !healthy {
-            return;
-        }
-        primary.membership.beat_at = now + BEAT_EVERY;
-        if primary.is_silent() {
-            return;
-        }
-        for (node, _) in primary.peers.0.iter().filter(|(_, peer)| peer.synced) {
-            effects.send(*node, Peer::Beat { epoch, commit, sent: now });
-        }
-    }
-
-    /// Asks those again who have a connection and have not said where they stand.
-    fn ask_unsynced(&mut self, now: Time, effects: &mut Effects) {
-        let Role::Primary(primary) = &self.role else { return };
-        if primary.is_silent() {
-            return;
-        }
-        let silent = |peer: &PeerState| !peer.synced && now.since(peer.asked) >= ASK_AGAIN;
-        let asked: Vec<NodeId> =
-            primary.peers.0.iter().filter(|(_, peer)| silent(peer)).map(|(node, _)| *node).collect();
-        for node in asked {
-            if self.is_up(node) {
-                self.send_advance(now, node, effects);
-            }
-        }
-    }
-
     pub(super) fn primary_peer_up(&mut self, now: Time, node: NodeId, effects: &mut Effects) {
         self.unsync(node);
         let Role::Primary(primary) = &mut self.role else { return };
@@ -202,16 +170,6 @@ impl Replica {
                 peer.join = Some(Join::Enlisting);
             }
         }
-    }
-
-    pub(super) fn send_advance(&mut self, now: Time, to: NodeId, effects: &mut Effects) {
-        let (config, log_epoch, commit) = (self.meta.config.clone(), self.meta.log_epoch, self.log.commit());
-        if let Role::Primary(primary) = &mut self.role
-            && let Some(peer) = primary.peers.0.get_mut(&to)
-        {
-            peer.asked = now;
-        }
-        effects.send(to, Peer::Advance { config, log_epoch, commit, sent: now });
     }
 
     pub(super) fn on_adopted(
@@ -267,14 +225,6 @@ impl Replica {
         self.primary_advance(now, effects);
         if candidate {
             self.reconsider(now, effects);
-        }
-    }
-
-    /// Sends what comes after `after` again. It is proposed in the epoch at work: nothing earlier is obeyed any more.
-    pub(super) fn send_entries(&self, to: NodeId, after: Seq, effects: &mut Effects) {
-        let (epoch, commit) = (self.meta.config.epoch, self.log.commit());
-        for entry in self.log.after(after) {
-            effects.send(to, Peer::Prepare { commit, entry: Entry { epoch, ..entry.clone() } });
         }
     }
 
@@ -586,25 +536,10 @@ impl Replica {
         self.writing_since.get_or_insert(now);
         self.want_peers(effects);
     }
-
-    /// The epoch at work is durable: everybody hears of it.
-    pub(super) fn announce_epoch(&mut self, now: Time, effects: &mut Effects) {
-        let config = self.meta.config.clone();
-        let own = self.node;
-        for node in config.members.iter().chain(&config.candidates).copied().filter(|node| *node != own) {
-            self.send_advance(now, node, effects);
-        }
-        // Those left out are told at once; an invitation follows when they answer.
-        let Role::Primary(primary) = &mut self.role else { return };
-        let told = core::mem::take(&mut primary.membership.left_out);
-        for node in told.into_iter().filter(|node| is_out(&config, *node) && self.is_up(*node)) {
-            effects.send(node, Peer::Invite { config: config.clone() });
-        }
-    }
 }
 
 /// Whether a node holds a copy that counts for nothing in this configuration.
-fn is_out(config: &Config, node: NodeId) -> bool {
+pub(super) fn is_out(config: &Config, node: NodeId) -> bool {
     !config.is_member(node) && !config.is_candidate(node)
 }
 

@@ -23,6 +23,7 @@ use crate::record::{Entry, Meta, Record, Recovered, Standing};
 use crate::sabotage::{Invariant, breaks};
 use crate::time::{Span, Time};
 
+mod announce;
 mod candidate;
 mod election;
 mod flapping;

@@ -32,7 +32,7 @@ pub(super) struct Primary {
     /// The epoch it began with; later ones of the same log go on with it.
     reign: Epoch,
     /// A record of an epoch of this reign is durable, and it was announced.
-    begun: bool,
+    pub(super) begun: bool,
     /// Last entry of the log this epoch began with: at or above it the primary is resolved.
     began_with: Seq,
     pub(super) resolved: bool,
@@ -127,23 +127,6 @@ impl Replica {
         effects.persist(vec![self.state_record()]).then_feed(Durable::Begun(epoch));
         self.want_peers(effects);
         self.serve_early(now, effects);
-    }
-
-    /// Tells members and candidates of the reign that has begun.
-    fn announce_reign(&mut self, now: Time, effects: &mut Effects) {
-        if let Role::Primary(primary) = &mut self.role {
-            primary.begun = true;
-            // Nobody owed an answer to what was not said.
-            primary.peers.0.values_mut().for_each(|peer| peer.heard = now);
-        }
-        for node in self.meta.config.members.clone() {
-            if node != self.node && self.is_up(node) {
-                self.send_reconcile(now, node, effects);
-            }
-        }
-        for node in self.meta.config.candidates.clone() {
-            self.send_advance(now, node, effects);
-        }
     }
 
     /// The record of the epoch at work is durable: now it may be spoken of, and its acknowledgements given (I2).
