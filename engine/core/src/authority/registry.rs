@@ -366,10 +366,13 @@ impl Authority {
     }
 
     /// Whether the node itself has said, since it became a member of this segment last, that its copy is not to be
-    /// trusted.
+    /// trusted, or that it has none: an image of its device from before is back.
     pub(super) fn disowns(&self, node: NodeId, segment: SegmentId) -> bool {
-        let facts = self.presence.get(&node).and_then(|presence| presence.facts.get(&segment));
-        facts.is_some_and(|facts| !is_trusted(facts))
+        let Some(presence) = self.presence.get(&node) else { return false };
+        match presence.facts.get(&segment) {
+            Some(facts) => !is_trusted(facts),
+            None => presence.listed && presence.facts.len() < SEGMENTS_MAX,
+        }
     }
 
     fn on_report(&mut self, now: Time, node: NodeId, report: Report) {

@@ -181,6 +181,8 @@ impl Replica {
             return;
         }
         let (seen, common) = match &self.role {
+            // Held up on its way: the source speaks of a later one since (I10).
+            Role::Candidate(catch_up) if catch_up.stream.is_some_and(|stream| first < stream) => return,
             Role::Candidate(catch_up) => {
                 (catch_up.is_streaming().then(|| catch_up.seen(self.log.last())), catch_up.common)
             }

@@ -197,6 +197,10 @@ impl Replica {
         }
         // Since it adopted this log it has acknowledged more than it has now: an older state of its device is back.
         let fell_back = peer.acked.is_some_and(|acked| epoch::log_is_behind(log_epoch, common) || last < acked);
+        if fell_back && sent < peer.asked {
+            // An answer to an earlier question, held up on its way: it says nothing of today.
+            return;
+        }
         if !epoch::names_a_log(log_epoch) || last < commit || fell_back {
             // I9: less than it had acknowledged. It leaves first and comes back by catch-up.
             peer.broken = true;

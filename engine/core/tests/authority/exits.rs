@@ -252,3 +252,22 @@ fn copies_in_quarantine_are_shown_and_released_only_where_it_is_safe() {
     assert_eq!(w.segment(0).epoch, Epoch(3));
     assert_eq!(consequences(&mut w, release(None, &[], false)).unwrap_err().code, ErrorCode::NotFound);
 }
+
+/// Seed 500071 of the swarm: an image of a device from before its replica was made.
+#[test]
+fn members_that_have_nothing_of_it_any_more_do_not_hold_the_primary_up() {
+    let mut w = World::new(3);
+    w.volume("v", 1);
+    let config = w.segment(0);
+    for node in &config.members[1..] {
+        w.leave(node.0);
+        w.register(registration(node.0));
+    }
+    let alone = &config.members[..1];
+    let held_up = propose(&mut w, 0, config.primary, alone, &[]);
+    assert!(matches!(held_up, Decision::Denied(..)), "they have not said yet what they hold (I9)");
+    for node in &config.members[1..] {
+        holds(&mut w, *node, vec![]);
+    }
+    assert!(matches!(propose(&mut w, 0, config.primary, alone, &[]), Decision::Installed(_)));
+}
