@@ -174,8 +174,21 @@ pub const WAL_SIZE_MAX: u64 = 8 * 1024 * 1024 * 1024;
 pub const APPLY_INFLIGHT: usize = 32;
 /// Copies being written at a time in one shard; further ones wait.
 pub const COPY_IN_INFLIGHT: usize = 32;
-/// Chunks of a checkpoint in flight; the others wait.
-pub const CHECKPOINT_INFLIGHT: usize = 2;
+/// Writes and page reads of a checkpoint in flight; the others wait.
+pub const CHECKPOINT_INFLIGHT: usize = 16;
+/// Pages of checksums one shard keeps in memory (each of 4 KiB for 3 MiB of data); the one not used for the longest time
+/// makes room.
+pub const SUM_PAGES_MAX: usize = 16 * 1024;
+/// Slabs with checksums no checkpoint has; above it a checkpoint is taken.
+pub const FRESH_SUMS_MAX: usize = 128 * 1024;
+/// Damaged blocks one shard remembers by name; the others are counted.
+pub const DAMAGED_LISTED_MAX: usize = 4096;
+/// Bytes from which a write goes to slabs of its own, extent by extent.
+pub const REDIRECT_BYTES_MIN: u64 = EXTENT_SIZE;
+/// Redirected extents and copies one shard writes at a time; further ones wait (copies) or go through the WAL.
+pub const LANDING_INFLIGHT: usize = 64;
+/// Pieces of one vectored write, the kernel's own bound; data beyond it is gathered into one.
+pub const VECTOR_MAX: usize = 1000;
 /// Slabs of a shard that nobody books, so that a full device can still apply and take copies (I13).
 pub const SCRATCH_SLABS_MIN: u64 = 64;
 /// Bytes of one replica's state on disk; a longer one is our mistake (lists of a configuration are bounded).

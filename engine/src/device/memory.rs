@@ -330,6 +330,14 @@ impl MemoryDevice {
         self.finished = done;
     }
 
+    fn fly(&self, tag: Tag, offset: u64, buffer: AlignedBuf, durable: bool) -> Running {
+        let mut bytes = self.disk.0.borrow_mut();
+        let flight = bytes.next_flight;
+        bytes.next_flight += 1;
+        bytes.flying.insert(flight, (self.base + offset, buffer));
+        Running::Write { tag, flight, durable }
+    }
+
     fn end(&mut self, index: usize, done: &mut Vec<Completion>) {
         let Some(running) = self.running.remove(index) else { return };
         let mut bytes = self.disk.0.borrow_mut();
@@ -371,23 +379,27 @@ impl Device for MemoryDevice {
     }
 
     fn submit(&mut self, tag: Tag, operation: Operation) {
-        if let Operation::Read { offset, buffer } | Operation::Write { offset, buffer, .. } = &operation {
-            assert!(offset + buffer.len() as u64 <= self.len, "operation outside the region");
-            assert!(offset.is_multiple_of(BLOCK_SIZE), "operation not aligned");
+        if let Some((offset, len)) = operation.span() {
+            assert!(offset + len <= self.len, "operation outside the region");
+            assert!(offset.is_multiple_of(BLOCK_SIZE) && len.is_multiple_of(BLOCK_SIZE), "operation not aligned");
         }
         self.queue.push_back((tag, operation));
     }
 
     fn kick(&mut self) {
-        for (tag, operation) in self.queue.drain(..) {
+        while let Some((tag, operation)) = self.queue.pop_front() {
             let running = match operation {
                 Operation::Read { offset, buffer } => Running::Read { tag, offset, buffer },
-                Operation::Write { offset, buffer, durable } => {
-                    let mut bytes = self.disk.0.borrow_mut();
-                    let flight = bytes.next_flight;
-                    bytes.next_flight += 1;
-                    bytes.flying.insert(flight, (self.base + offset, buffer));
-                    Running::Write { tag, flight, durable }
+                Operation::Write { offset, buffer, durable } => self.fly(tag, offset, buffer, durable),
+                Operation::WriteVectored { offset, buffer, pieces, durable } => {
+                    let parts: Vec<&[u8]> = buffer.iter().map(|buffer| &buffer[..]).chain(pieces.iter().map(|p| &p[..])).collect();
+                    let mut whole = AlignedBuf::zeroed(parts.iter().map(|part| part.len()).sum());
+                    let mut at = 0;
+                    for part in parts {
+                        whole[at..at + part.len()].copy_from_slice(part);
+                        at += part.len();
+                    }
+                    self.fly(tag, offset, whole, durable)
                 }
                 Operation::Flush => Running::Flush { tag },
             };

@@ -29,8 +29,34 @@ pub enum Operation {
         /// Complete only when it survives power loss.
         durable: bool,
     },
+    /// Write the buffer, if there is one, and right behind it the pieces, in one go.
+    WriteVectored {
+        /// First byte.
+        offset: u64,
+        /// What comes first; given back when done.
+        buffer: Option<buffer::AlignedBuf>,
+        /// What follows: each a multiple of 4 KiB long and aligned to 4 KiB; at most `limits::VECTOR_MAX` of them.
+        pieces: Vec<bytes::Bytes>,
+        /// Complete only when it survives power loss.
+        durable: bool,
+    },
     /// Complete only when every write completed before this was submitted survives power loss.
     Flush,
+}
+
+impl Operation {
+    /// Where it begins on the device and how many bytes it moves.
+    #[must_use]
+    pub fn span(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Read { offset, buffer } | Self::Write { offset, buffer, .. } => Some((*offset, buffer.len() as u64)),
+            Self::WriteVectored { offset, buffer, pieces, .. } => {
+                let pieces: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+                Some((*offset, buffer.as_ref().map_or(0, |buffer| buffer.len() as u64) + pieces))
+            }
+            Self::Flush => None,
+        }
+    }
 }
 
 /// How an operation ended.

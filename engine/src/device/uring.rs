@@ -22,6 +22,16 @@ use super::{Completion, Device, Operation, Tag};
 struct Running {
     tag: Tag,
     buffer: Option<AlignedBuf>,
+    /// What a vectored write reads beside the buffer.
+    _pieces: Option<Box<Pieces>>,
+    /// Bytes it moves.
+    len: usize,
+}
+
+/// The memory of a vectored write, and where the kernel finds its parts.
+struct Pieces {
+    _bytes: Vec<bytes::Bytes>,
+    vectors: Vec<libc::iovec>,
 }
 
 /// How the kernel tells of completions.
@@ -120,35 +130,46 @@ impl UringDevice {
 
     fn start(&mut self, slot: usize, tag: Tag, operation: Operation) {
         let fd = types::Fd(self.file.raw_fd());
+        let len = operation.span().map_or(0, |(_, len)| usize::try_from(len).expect("usize has 64 bits"));
         #[allow(clippy::cast_possible_truncation)] // buffers are at most a few MiB
-        let (entry, buffer) = match operation {
+        let (entry, buffer, pieces) = match operation {
             Operation::Read { offset, mut buffer } => {
                 let read = opcode::Read::new(fd, buffer.as_mut_ptr(), buffer.len() as u32).offset(self.base + offset);
-                (read.build(), Some(buffer))
+                (read.build(), Some(buffer), None)
             }
             Operation::Write { offset, buffer, durable } => {
                 let flags = if durable { libc::RWF_DSYNC } else { 0 };
                 let write = opcode::Write::new(fd, buffer.as_ptr(), buffer.len() as u32)
                     .offset(self.base + offset)
                     .rw_flags(flags);
-                (write.build(), Some(buffer))
+                (write.build(), Some(buffer), None)
+            }
+            Operation::WriteVectored { offset, buffer, pieces, durable } => {
+                let flags = if durable { libc::RWF_DSYNC } else { 0 };
+                let vector = |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+                let vectors = buffer.iter().map(|buffer| vector(buffer)).chain(pieces.iter().map(|piece| vector(piece))).collect();
+                let pieces = Box::new(Pieces { _bytes: pieces, vectors });
+                let write = opcode::Writev::new(fd, pieces.vectors.as_ptr(), pieces.vectors.len() as u32)
+                    .offset(self.base + offset)
+                    .rw_flags(flags);
+                (write.build(), buffer, Some(pieces))
             }
             // Completed writes are in the device by now, so no drain is needed: fdatasync covers all of them.
-            Operation::Flush => (opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(), None),
+            Operation::Flush => (opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(), None, None),
         };
         let entry = entry.user_data(slot as u64);
-        // SAFETY: the buffer's memory does not move with the AlignedBuf and stays in `running` until the completion
-        // has been taken; the ring holds the file it was registered with.
+        // SAFETY: the memory of buffer and pieces does not move with their owners and stays in `running` until the
+        // completion has been taken; the descriptor lives as long as `self.file`.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         assert!(pushed.is_ok(), "the ring has a place for each of our slots");
-        self.running[slot] = Some(Running { tag, buffer });
+        self.running[slot] = Some(Running { tag, buffer, _pieces: pieces, len });
     }
 
     fn collect(&mut self, done: &mut Vec<Completion>) {
         for entry in self.ring.completion() {
             let slot = usize::try_from(entry.user_data()).expect("our slot number");
-            let Running { tag, buffer } = self.running[slot].take().expect("a completion belongs to a running one");
-            let want = buffer.as_ref().map_or(0, |buffer| buffer.len());
+            let Running { tag, buffer, len: want, .. } =
+                self.running[slot].take().expect("a completion belongs to a running one");
             let result = match usize::try_from(entry.result()) {
                 Err(_) => Err(io::Error::from_raw_os_error(-entry.result())),
                 Ok(got) if got != want => {
@@ -173,6 +194,7 @@ impl UringDevice {
         for (tag, operation) in self.queue.drain(..) {
             let buffer = match operation {
                 Operation::Read { buffer, .. } | Operation::Write { buffer, .. } => Some(buffer),
+                Operation::WriteVectored { buffer, .. } => buffer,
                 Operation::Flush => None,
             };
             self.ended.push(Completion { tag, buffer, result: Err(kind.into()) });
@@ -186,8 +208,8 @@ impl Device for UringDevice {
     }
 
     fn submit(&mut self, tag: Tag, operation: Operation) {
-        if let Operation::Read { offset, buffer } | Operation::Write { offset, buffer, .. } = &operation {
-            let fits = offset.checked_add(buffer.len() as u64).is_some_and(|end| end <= self.len);
+        if let Some((offset, len)) = operation.span() {
+            let fits = offset.checked_add(len).is_some_and(|end| end <= self.len);
             assert!(fits && offset.is_multiple_of(BLOCK_SIZE), "operation outside the region");
         }
         self.queue.push_back((tag, operation));
@@ -242,7 +264,7 @@ impl Drop for UringDevice {
                     // The kernel may still write there: leaking is the only safe end.
                     tracing::error!(%error, "cannot wait for the device; its buffers are leaked");
                     for running in self.running.iter_mut().filter_map(Option::take) {
-                        std::mem::forget(running.buffer);
+                        std::mem::forget(running);
                     }
                     return;
                 }

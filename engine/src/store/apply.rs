@@ -1,19 +1,21 @@
 //! Apply: committed entries go from the log to their extents' homes, everything an extent has waiting at once (I4).
 //!
-//! A pass first makes the commit points it will use durable, then goes once through all extents that have something.
-//! Slabs are written in place: until the next checkpoint the WAL still holds every block a pass may have torn.
+//! A pass first makes the commit points it will use durable, then goes once through all extents that have something,
+//! in order: blocks written many times meanwhile are written once. Slabs are written in place: until the next checkpoint
+//! the WAL still holds every block a pass may have torn.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 
 use engine_core::ids::{ExtentIndex, SegmentId, Seq};
-use engine_core::limits::APPLY_INFLIGHT;
-use engine_core::record::{Blocks, Change};
+use engine_core::limits::{APPLY_INFLIGHT, EXTENT_BLOCKS};
 
 use super::copy::runs;
+use super::extents::{Home, NO_SLAB};
 use super::format::WalRecord;
-use super::map::{Composed, Extent, Replica, Sums};
+use super::ledger::NewSums;
+use super::map::{Composed, Replica};
 use super::shard::{Purpose, ShardStore, aligned};
-use super::wal::Queued;
+use super::wal::{APPLY_FROM, Queued};
 use crate::device::{Device, Operation};
 
 #[derive(Debug)]
@@ -21,12 +23,18 @@ struct Job {
     segment: SegmentId,
     life: u64,
     extent: ExtentIndex,
-    /// Version of the home it started from: another one means that a copy came between.
-    version: u32,
-    home: Extent,
-    /// The slab was taken for this.
-    fresh: bool,
+    /// The home it started from: another one by now means that a copy came between.
+    old: Home,
+    home: Home,
+    sums: NewSums,
     left: usize,
+}
+
+impl Job {
+    /// The slab that was taken for this.
+    fn fresh(&self) -> Option<u32> {
+        self.home.slab().filter(|slab| *slab != self.old.slab)
+    }
 }
 
 /// Where a pass stands.
@@ -44,9 +52,13 @@ enum Phase {
 #[derive(Debug, Default)]
 pub(crate) struct Apply {
     phase: Phase,
-    jobs: BTreeMap<u64, Job>,
+    jobs: HashMap<u64, Job>,
     extents: BTreeSet<(SegmentId, ExtentIndex)>,
     next: u64,
+    /// The batch that was next when the pass began, and when the last whole one did: what committed entries were before
+    /// that are applied.
+    from: u64,
+    pub(crate) passed: u64,
 }
 
 impl Apply {
@@ -57,28 +69,24 @@ impl Apply {
     /// A commit point is durable.
     pub(crate) fn on_commit_point(&mut self) {
         if let Phase::Committing(left) = &mut self.phase {
-            *left -= 1;
+            *left = left.saturating_sub(1);
         }
     }
 
     /// Slabs taken and not in the map yet.
     pub(crate) fn fresh_slabs(&self) -> impl Iterator<Item = u32> + '_ {
-        self.jobs.values().filter(|job| job.fresh).filter_map(|job| job.home.slab)
+        self.jobs.values().filter_map(Job::fresh)
     }
 }
 
 impl<D: Device> ShardStore<D> {
     pub(crate) fn start_applies(&mut self, idle: bool) {
         if self.apply.phase == Phase::Idle {
-            let ring = &self.wal.ring;
-            let due = idle
-                || self.settling
-                || ring.since > ring.size / 8
-                || self.wal.is_blocked(self.map.log_bytes)
-                || self.wal.is_tight(self.map.log_bytes);
+            let due = idle || self.settling || self.wal.ring.is_above(APPLY_FROM) || self.wal.blocked;
             if self.map.dirty == 0 || !due {
                 return;
             }
+            self.apply.from = self.wal.ring.number;
             self.apply.phase = Phase::Committing(self.commit_points());
         }
         if self.apply.phase == Phase::Committing(0) {
@@ -88,7 +96,9 @@ impl<D: Device> ShardStore<D> {
             && self.apply.jobs.len() < APPLY_INFLIGHT
         {
             let Some((segment, extent)) = self.next_dirty(segment, extent) else {
-                self.apply.phase = Phase::Idle;
+                if self.apply.jobs.is_empty() {
+                    (self.apply.phase, self.apply.passed) = (Phase::Idle, self.apply.from);
+                }
                 break;
             };
             if !self.apply_extent(segment, extent) {
@@ -96,6 +106,7 @@ impl<D: Device> ShardStore<D> {
             }
             self.apply.phase = Phase::Passing(segment, extent.next());
         }
+        self.keep_books();
     }
 
     /// Queues the commit points that the WAL does not know yet, in one go; says how many.
@@ -117,6 +128,9 @@ impl<D: Device> ShardStore<D> {
     }
 
     fn next_dirty(&self, segment: SegmentId, extent: ExtentIndex) -> Option<(SegmentId, ExtentIndex)> {
+        if self.map.dirty == 0 {
+            return None;
+        }
         self.map.replicas.range(segment..).find_map(|(at, replica)| {
             let from = if *at == segment { extent } else { ExtentIndex(0) };
             replica.overlay.range(from..).next().map(|(extent, _)| (*at, *extent))
@@ -130,33 +144,38 @@ impl<D: Device> ShardStore<D> {
             return true;
         }
         let Some(composed) = replica.compose(extent, self.apply_bound(replica)) else { return true };
-        let old = replica.extents.get(&extent).cloned().unwrap_or_default();
-        let (present, written, sums) = merge(replica, &old, &composed);
-        let (life, through, version) = (replica.life, composed.through, old.version);
-        let slab = match old.slab {
-            _ if present == 0 => None,
-            Some(slab) => Some(slab),
+        let old = replica.extents.home(extent);
+        let (present, written, mut sums) = merge(replica, old, &composed, extent);
+        let (life, through) = (replica.life, composed.through);
+        let slab = match old.slab() {
+            _ if present == 0 => NO_SLAB,
+            Some(slab) => slab,
             None => match self.take_slab() {
                 None => return false,
-                taken => taken,
+                Some(taken) => taken,
             },
         };
-        let fresh = slab.is_some() && old.slab.is_none();
-        let home = Extent::home(through, slab, present, Box::new(sums));
-        let mut job = Job { segment, life, extent, version, home, fresh, left: 0 };
+        if slab != old.slab {
+            // What a former owner left behind counts for nothing; what is lost stays so (no checksum fits).
+            sums.known = u32::MAX;
+        }
+        sums.slab = slab;
+        let home = Home { stamp: through, slab, present };
+        let mut job = Job { segment, life, extent, old, home, sums, left: 0 };
         let id = self.apply.next;
         self.apply.next += 1;
-        if let Some(slab) = slab {
+        if slab != NO_SLAB {
             for (first, end) in runs(written) {
                 let replica = &self.map.replicas[&segment];
-                let pieces: Vec<&[u8]> = (first..end).filter_map(|block| piece(replica, &composed, block)).collect();
+                let pieces: Vec<&[u8]> =
+                    (first..end).filter_map(|block| piece(replica, &composed, extent, block)).collect();
                 let (offset, buffer) = (self.block_at(slab, first), aligned(&pieces));
                 self.submit(Purpose::Apply { job: id, slab }, Operation::Write { offset, buffer, durable: false });
                 job.left += 1;
             }
         }
         if job.left == 0 {
-            self.finish_apply(job);
+            self.finish_apply(&job);
         } else {
             self.apply.extents.insert((segment, extent));
             self.apply.jobs.insert(id, job);
@@ -180,50 +199,44 @@ impl<D: Device> ShardStore<D> {
             && let Some(job) = self.apply.jobs.remove(&id)
         {
             self.apply.extents.remove(&(job.segment, job.extent));
-            self.finish_apply(job);
+            self.finish_apply(&job);
+            self.keep_books();
         }
     }
 
-    fn finish_apply(&mut self, job: Job) {
+    fn finish_apply(&mut self, job: &Job) {
         let replica = self.map.replicas.get(&job.segment).filter(|replica| replica.life == job.life);
-        let version = replica.map(|replica| replica.extents.get(&job.extent).map_or(0, |home| home.version));
-        if version == Some(job.version) {
+        if replica.is_some_and(|replica| replica.extents.home(job.extent) == job.old) {
+            if job.home.slab != NO_SLAB {
+                self.sums.set(&job.sums);
+            }
             self.map.rehome(job.segment, job.extent, job.home);
-        } else if job.fresh {
+        } else {
             // A copy came between, or the replica is gone: what was written is pointed to by nothing.
-            self.map.freed.extend(job.home.slab);
+            self.map.ledger.slabs.extend(job.fresh());
         }
     }
 }
 
-fn write_of(replica: &Replica, seq: Seq) -> Option<&Blocks> {
-    match &replica.log.get(&seq)?.entry.change {
-        Change::Write { blocks, .. } => Some(blocks),
-        Change::Zero { .. } | Change::Nothing => None,
-    }
-}
-
-fn piece<'a>(replica: &'a Replica, composed: &Composed, block: u32) -> Option<&'a [u8]> {
-    let (seq, at) = composed.blocks[block as usize]??;
-    write_of(replica, seq)?.data.get(at as usize * 4096..at as usize * 4096 + 4096)
+fn piece<'a>(replica: &'a Replica, composed: &Composed, extent: ExtentIndex, block: u32) -> Option<&'a [u8]> {
+    let seq = composed.blocks[block as usize]??;
+    replica.written(seq, extent.0 * EXTENT_BLOCKS + block).map(|(data, ..)| data)
 }
 
 /// The extent's new presence map, the blocks to write, and the new checksums.
-fn merge(replica: &Replica, old: &Extent, composed: &Composed) -> (u32, u32, Sums) {
-    let (mut present, mut written, mut sums) = (old.present, 0, old.sums());
-    for (block, (becomes, sum)) in composed.blocks.iter().zip(&mut sums).enumerate() {
-        match *becomes {
+fn merge(replica: &Replica, old: Home, composed: &Composed, extent: ExtentIndex) -> (u32, u32, NewSums) {
+    let (mut present, mut new) = (old.present, NewSums { slab: NO_SLAB, known: 0, sums: [0; EXTENT_BLOCKS as usize] });
+    for (block, becomes) in (0..EXTENT_BLOCKS).zip(&composed.blocks) {
+        match becomes {
             None => {}
-            Some(None) => {
-                present &= !(1 << block);
-                *sum = 0;
-            }
-            Some(Some((seq, at))) => {
+            Some(None) => present &= !(1 << block),
+            Some(Some(seq)) => {
                 present |= 1 << block;
-                written |= 1 << block;
-                *sum = write_of(replica, seq).map_or(0, |blocks| blocks.sum(at));
+                new.known |= 1 << block;
+                let written = replica.written(*seq, extent.0 * EXTENT_BLOCKS + block);
+                new.sums[block as usize] = written.map_or(0, |(_, sum, _)| sum);
             }
         }
     }
-    (present, written, sums)
+    (present, new.known, new)
 }

@@ -1,26 +1,36 @@
 //! Copies coming in: each goes to a fresh slab, durably, then a map record names it. Until then nothing points there.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
+use bytes::Bytes;
 use engine_core::ids::{ExtentIndex, SegmentId};
 use engine_core::limits::{COPY_IN_INFLIGHT, EXTENT_BLOCKS};
 use engine_core::record::ExtentCopy;
 
 use super::format::{MapRecord, WalRecord};
 use super::read::BLOCK;
-use super::shard::{Purpose, ShardStore, aligned};
-use super::wal::Queued;
+use super::shard::ShardStore;
+use super::wal::{CHANGES_TO, Queued};
 use super::{Event, Ticket};
-use crate::device::{Device, Operation};
+use crate::device::Device;
 
+/// A copy that waits.
 #[derive(Debug)]
-struct Job {
+struct Waiting {
+    segment: SegmentId,
+    life: u64,
+    copy: ExtentCopy,
+    repair: bool,
+    ticket: Ticket,
+}
+
+/// A copy under way.
+#[derive(Debug)]
+pub(crate) struct CopyJob {
     segment: SegmentId,
     life: u64,
     ticket: Ticket,
-    record: MapRecord,
-    /// Device writes under way.
-    left: usize,
+    pub(crate) record: MapRecord,
 }
 
 /// A copy as it came.
@@ -38,21 +48,19 @@ struct Arrived {
 #[derive(Debug, Default)]
 pub(crate) struct Copies {
     /// Bounded by what the candidates of this shard ask for at a time (COPY_INFLIGHT each).
-    waiting: VecDeque<Arrived>,
-    writing: BTreeMap<u64, Job>,
+    waiting: VecDeque<Waiting>,
     /// Their map records are queued or in flight, in this order.
-    mapping: VecDeque<Job>,
-    next: u64,
+    mapping: VecDeque<CopyJob>,
 }
 
 impl Copies {
     pub(crate) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.writing.is_empty() && self.mapping.is_empty()
+        self.waiting.is_empty() && self.mapping.is_empty()
     }
 
     /// Slabs nothing points to yet.
     pub(crate) fn slabs(&self) -> impl Iterator<Item = u32> + '_ {
-        self.writing.values().chain(&self.mapping).filter_map(|job| job.record.slab)
+        self.mapping.iter().filter_map(|job| job.record.slab)
     }
 }
 
@@ -68,7 +76,7 @@ pub(crate) fn runs(mut mask: u32) -> impl Iterator<Item = (u32, u32)> {
 }
 
 impl<D: Device> ShardStore<D> {
-    pub(crate) fn queue_copy(&mut self, segment: SegmentId, copy: ExtentCopy, mends: bool, ticket: Ticket) {
+    pub(crate) fn queue_copy(&mut self, segment: SegmentId, copy: ExtentCopy, repair: bool, ticket: Ticket) {
         let Some(replica) = self.map.replicas.get(&segment).filter(|replica| !replica.dropping) else {
             tracing::debug!(%segment, "a copy for a replica that is not here is dropped");
             return;
@@ -78,73 +86,61 @@ impl<D: Device> ShardStore<D> {
             tracing::warn!(%segment, extent = %copy.extent, "a malformed copy is dropped");
             return;
         }
-        self.copies.waiting.push_back(Arrived { segment, life: replica.life, copy, mends, ticket });
+        let life = replica.life;
+        self.copies.waiting.push_back(Waiting { segment, life, copy, repair, ticket });
     }
 
     pub(crate) fn start_copies(&mut self) {
-        if self.wal.is_tight(self.map.log_bytes) {
-            return;
-        }
-        while self.copies.writing.len() + self.copies.mapping.len() < COPY_IN_INFLIGHT {
-            let Some(arrived) = self.copies.waiting.pop_front() else { break };
-            let Arrived { segment, life, ref copy, mends, ticket } = arrived;
-            let replica = self.map.replicas.get(&segment).filter(|replica| replica.life == life && !replica.dropping);
-            let Some(replica) = replica else { continue };
-            // What a copy mends is damaged whatever its stamp is, as long as the copy is not older.
-            let is_old = if mends {
-                replica.stamp(copy.extent) > copy.stamp
-            } else {
-                replica.full_stamp(copy.extent) >= copy.stamp
-            };
-            if is_old {
-                self.events.push(Event::CopiedIn(ticket));
-                continue;
-            }
-            let incarnation = replica.meta.config.incarnation;
-            let slab = if copy.present == 0 { None } else { self.take_slab() };
-            if slab.is_none() && copy.present != 0 {
-                // A checkpoint is under way to free some.
-                self.copies.waiting.push_front(arrived);
+        // Map records are small, and come in like other changes.
+        while !self.copies.waiting.is_empty()
+            && !self.wal.ring.is_above(CHANGES_TO)
+            && self.landings.copies() + self.copies.mapping.len() < COPY_IN_INFLIGHT
+        {
+            let Some(waiting) = self.copies.waiting.pop_front() else { break };
+            if let Some(later) = self.start_copy(waiting) {
+                // A checkpoint is under way to free slabs.
+                self.copies.waiting.push_front(later);
                 break;
             }
-            let mut sums = Box::new([0; EXTENT_BLOCKS as usize]);
-            let present = (0..EXTENT_BLOCKS).filter(|block| copy.present & (1 << block) != 0);
-            for (at, block) in (0..).zip(present) {
-                sums[block as usize] = copy.blocks.sum(at);
+        }
+    }
+
+    /// Gives it back when there is no slab.
+    fn start_copy(&mut self, waiting: Waiting) -> Option<Waiting> {
+        let Waiting { segment, life, copy, repair, ticket } = &waiting;
+        let replica = self.map.replicas.get(segment).filter(|replica| replica.life == *life && !replica.dropping)?;
+        let stamp = replica.full_stamp(copy.extent);
+        if stamp > copy.stamp || stamp == copy.stamp && !repair {
+            self.events.push(Event::CopiedIn(*ticket));
+            return None;
+        }
+        let incarnation = replica.meta.config.incarnation;
+        let slab = if copy.present == 0 { None } else { self.take_slab() };
+        if slab.is_none() && copy.present != 0 {
+            return Some(waiting);
+        }
+        let mut sums = Box::new([0; EXTENT_BLOCKS as usize]);
+        let present = (0..EXTENT_BLOCKS).filter(|block| copy.present & (1 << block) != 0);
+        for (at, block) in (0..).zip(present) {
+            sums[block as usize] = copy.blocks.sum(at);
+        }
+        let (extent, stamp, present, repair) = (copy.extent, copy.stamp, copy.present, *repair);
+        let record = MapRecord { segment: *segment, incarnation, extent, stamp, repair, slab, present, sums };
+        let job = CopyJob { segment: *segment, life: *life, ticket: *ticket, record };
+        match slab {
+            None => self.map_copy(job),
+            Some(slab) => {
+                let mut data = waiting.copy.blocks.data.clone();
+                let runs: Vec<(u32, Bytes)> =
+                    runs(present).map(|(first, end)| (first, data.split_to((end - first) as usize * BLOCK))).collect();
+                self.land_copy(job, slab, runs);
             }
-            let (extent, stamp, present) = (copy.extent, copy.stamp, copy.present);
-            let record = MapRecord { segment, incarnation, extent, stamp, slab, present, sums };
-            self.write_copy(Job { segment, life, ticket, record, left: 0 }, &copy.blocks.data);
         }
-    }
-
-    fn write_copy(&mut self, mut job: Job, data: &[u8]) {
-        let Some(slab) = job.record.slab else { return self.map_copy(job) };
-        let id = self.copies.next;
-        self.copies.next += 1;
-        let mut at = 0;
-        for (first, end) in runs(job.record.present) {
-            let len = (end - first) as usize * BLOCK;
-            let (offset, buffer) = (self.block_at(slab, first), aligned(&[&data[at..at + len]]));
-            self.submit(Purpose::Copy { job: id, slab }, Operation::Write { offset, buffer, durable: true });
-            at += len;
-            job.left += 1;
-        }
-        self.copies.writing.insert(id, job);
-    }
-
-    pub(crate) fn on_copy_written(&mut self, id: u64) {
-        let Some(job) = self.copies.writing.get_mut(&id) else { return };
-        job.left -= 1;
-        if job.left == 0
-            && let Some(job) = self.copies.writing.remove(&id)
-        {
-            self.map_copy(job);
-        }
+        None
     }
 
     /// The data is durable: now the record that points to it.
-    fn map_copy(&mut self, job: Job) {
+    pub(crate) fn map_copy(&mut self, job: CopyJob) {
         let replica = self.map.replicas.get(&job.segment);
         if replica.is_some_and(|replica| replica.life == job.life && !replica.dropping) {
             self.wal.own.push_back(Queued::new(vec![WalRecord::Map(job.record.clone())], None));
@@ -158,6 +154,7 @@ impl<D: Device> ShardStore<D> {
     pub(crate) fn on_copy_mapped(&mut self, segment: SegmentId, extent: ExtentIndex) {
         let job = self.copies.mapping.pop_front().expect("every map record has its job");
         assert!(job.segment == segment && job.record.extent == extent, "map records are durable in order");
+        self.forget_damage(segment, extent);
         self.events.push(Event::CopiedIn(job.ticket));
     }
 }

@@ -3,53 +3,27 @@
 //! An entry lives in its replica's `log` from the moment it is durable until every extent it touches has it. Committed
 //! entries are also in `overlay`, by extent: reads look there first and see nothing above the commit point, apply takes
 //! its work from there. An entry changes an extent only when it is above the extent's stamp: a copy that came later
-//! already holds it.
+//! already holds it. A slab of an entry becomes its extent's home the moment the entry is committed: nothing on the
+//! device changes by that, and the next checkpoint says it together with the commit point (I4).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use engine_core::ids::{BlockIndex, ExtentIndex, SegmentId, Seq};
 use engine_core::limits::EXTENT_BLOCKS;
-use engine_core::record::{Blocks, Change, Entry, Meta, Record, Standing};
+use engine_core::record::{Meta, Record, Standing};
 
-use super::format::{MapRecord, WalRecord, record_len};
+use super::entry::{Kind, LogEntry, Place, Write};
+use super::extents::{Extents, Home, NO_SLAB};
+use super::format::{MapRecord, WalRecord};
+use super::ledger::{Ledger, NewSums};
 
 const BLOCKS: usize = EXTENT_BLOCKS as usize;
-
-/// Checksums of an extent's blocks.
-pub(crate) type Sums = [u32; BLOCKS];
-
-/// An extent's home.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Extent {
-    /// Every committed change up to here is in the home.
-    pub(crate) stamp: Seq,
-    pub(crate) slab: Option<u32>,
-    /// Blocks that hold data; the others read as zeros whatever is in the slab.
-    pub(crate) present: u32,
-    sums: Option<Box<Sums>>,
-    /// Grows with every change of the home: a read that began before one is planned again.
-    pub(crate) version: u32,
-}
-
-impl Extent {
-    pub(crate) fn home(stamp: Seq, slab: Option<u32>, present: u32, sums: Box<Sums>) -> Self {
-        let sums = (present != 0).then_some(sums);
-        Self { stamp, slab, present, sums, version: 0 }
-    }
-
-    pub(crate) fn sums(&self) -> Sums {
-        self.sums.as_deref().copied().unwrap_or_default()
-    }
-
-    pub(crate) fn sum(&self, block: usize) -> u32 {
-        self.sums.as_ref().map_or(0, |sums| sums[block])
-    }
-}
 
 /// Committed entries of one extent that its home does not have.
 #[derive(Debug, Default)]
 pub(crate) struct Overlay {
-    seqs: BTreeSet<Seq>,
+    /// In order.
+    seqs: Vec<Seq>,
     /// By block: the last of them that touches it; 0 is none.
     latest: [u64; BLOCKS],
 }
@@ -57,8 +31,13 @@ pub(crate) struct Overlay {
 /// An entry of the log.
 #[derive(Debug)]
 pub(crate) struct Logged {
-    pub(crate) entry: Entry,
-    /// In how many overlays it is. 0 while it is not committed.
+    pub(crate) entry: LogEntry,
+    /// Its newest record is in this batch, and takes about so many bytes of the ring.
+    pub(crate) batch: u64,
+    pub(crate) cost: u64,
+    /// Committed, and shown to reads: its slabs are not its own any more.
+    shown: bool,
+    /// In how many overlays it is.
     left: u32,
 }
 
@@ -66,10 +45,12 @@ pub(crate) struct Logged {
 pub(crate) enum Source<'a> {
     /// Nowhere: zeros.
     Zero,
-    /// In the log: block `1` of these.
-    Log(&'a Blocks, u32),
-    /// In the extent's slab.
-    Home,
+    /// In the log: the bytes, and their checksum; `true` when they must be looked at before they are believed.
+    Log(&'a [u8], u32, bool),
+    /// In this slab, the extent's home.
+    Home(u32),
+    /// Unknown: the map page that said where is damaged.
+    Lost,
 }
 
 /// What applying brings to an extent.
@@ -77,7 +58,7 @@ pub(crate) struct Composed {
     /// Last entry in it.
     pub(crate) through: Seq,
     /// By block: what it becomes. Outer `None`: unchanged; inner `None`: zeros.
-    pub(crate) blocks: [Option<Option<(Seq, u32)>>; BLOCKS],
+    pub(crate) blocks: [Option<Option<Seq>>; BLOCKS],
 }
 
 /// One replica.
@@ -100,37 +81,16 @@ pub(crate) struct Replica {
     pub(crate) durable_commit: Seq,
     pub(crate) log: BTreeMap<Seq, Logged>,
     pub(crate) overlay: BTreeMap<ExtentIndex, Overlay>,
-    pub(crate) extents: BTreeMap<ExtentIndex, Extent>,
-    /// Extents with a slab.
-    pub(crate) slabs: u64,
-    log_bytes: u64,
-}
-
-/// Bytes an entry takes in the WAL.
-fn entry_bytes(segment: SegmentId, entry: &Entry) -> u64 {
-    // Of the same size whatever the data is: only the lengths count.
-    let change = match &entry.change {
-        Change::Write { block, .. } => Change::Zero { block: *block, count: 1 },
-        other => other.clone(),
-    };
-    let record = Record::Prepare { segment, commit: Seq(0), entry: Entry { change, ..*entry } };
-    let sums = if let Change::Write { blocks, .. } = &entry.change { blocks.sums.len() as u64 } else { 0 };
-    record_len(&WalRecord::Core(record)) + sums + entry.change.data_len()
-}
-
-/// The blocks of `extent` that a change touches, as indexes within the extent.
-fn touched(change: &Change, extent: ExtentIndex) -> std::ops::Range<usize> {
-    let (block, count) = change.range();
-    let start = extent.0 * EXTENT_BLOCKS;
-    let first = block.0.max(start) - start;
-    let end = (block.0 + count).min(start + EXTENT_BLOCKS).saturating_sub(start);
-    first as usize..end as usize
+    pub(crate) extents: Extents,
+    /// The highest entry ever queued: only what is above goes to slabs of its own.
+    pub(crate) last: Seq,
+    /// Bytes of the ring its entries above the commit point take.
+    pub(crate) unresolved: u64,
 }
 
 impl Replica {
     /// As a checkpoint has it: nothing is shown as committed before the whole WAL was read.
-    pub(crate) fn recovered(meta: Meta, damaged: bool, commit: Seq, extents: BTreeMap<ExtentIndex, Extent>) -> Self {
-        let slabs = extents.values().filter(|extent| extent.slab.is_some()).count() as u64;
+    pub(crate) fn recovered(meta: Meta, damaged: bool, commit: Seq, extents: Extents) -> Self {
         Self {
             life: 0,
             meta,
@@ -143,51 +103,59 @@ impl Replica {
             log: BTreeMap::new(),
             overlay: BTreeMap::new(),
             extents,
-            slabs,
-            log_bytes: 0,
+            last: Seq(0),
+            unresolved: 0,
         }
-    }
-
-    pub(crate) fn stamp(&self, extent: ExtentIndex) -> Seq {
-        self.extents.get(&extent).map_or(Seq(0), |home| home.stamp)
     }
 
     /// The highest committed change that touched the extent, applied or not.
     pub(crate) fn full_stamp(&self, extent: ExtentIndex) -> Seq {
         let above = self.overlay.get(&extent).and_then(|overlay| overlay.seqs.last().copied());
-        above.unwrap_or_default().max(self.stamp(extent))
+        above.unwrap_or_default().max(self.extents.home(extent).stamp)
     }
 
-    fn insert(&mut self, entry: Entry) {
-        let (segment, seq) = (self.meta.config.segment, entry.seq);
+    fn insert(&mut self, seq: Seq, entry: LogEntry, batch: u64, cost: u64, ledger: &mut Ledger) {
         if let Some(known) = self.log.get_mut(&seq) {
-            if known.entry.change == entry.change {
+            if known.shown && known.entry.kind == entry.kind {
                 // Proposed again by a later epoch.
                 known.entry.epoch = entry.epoch;
                 return;
             }
-            self.remove(seq);
+            // The later record counts, here as when the WAL is read again.
+            self.remove(seq, ledger);
         }
-        self.log_bytes += entry_bytes(segment, &entry);
-        self.log.insert(seq, Logged { entry, left: 0 });
+        self.last = self.last.max(seq);
+        self.unresolved += cost;
+        ledger.redirected += entry.slabs().len() as u64;
+        ledger.batches.keep(batch);
+        self.log.insert(seq, Logged { entry, batch, cost, shown: false, left: 0 });
         if seq <= self.commit {
-            self.index(seq);
+            self.show(seq, ledger);
+        }
+    }
+
+    /// An entry's record was written again, in this batch.
+    fn moved(&mut self, seq: Seq, batch: u64, ledger: &mut Ledger) {
+        if let Some(logged) = self.log.get_mut(&seq) {
+            ledger.batches.keep(batch);
+            ledger.batches.release(std::mem::replace(&mut logged.batch, batch));
         }
     }
 
     /// Takes an entry out of the log and the overlays.
-    fn remove(&mut self, seq: Seq) {
+    fn remove(&mut self, seq: Seq, ledger: &mut Ledger) {
         let Some(logged) = self.log.remove(&seq) else { return };
-        self.log_bytes -= entry_bytes(self.meta.config.segment, &logged.entry);
+        self.leave(&logged, ledger);
         if logged.left == 0 {
             return;
         }
-        for extent in logged.entry.change.extents() {
+        for extent in logged.entry.extents() {
             let Some(overlay) = self.overlay.get_mut(&extent) else { continue };
-            if overlay.seqs.remove(&seq) {
+            if let Ok(at) = overlay.seqs.binary_search(&seq) {
+                overlay.seqs.remove(at);
                 overlay.latest = [0; BLOCKS];
                 for seq in &overlay.seqs {
-                    for block in touched(&self.log[seq].entry.change, extent) {
+                    for block in self.log[seq].entry.touched(extent) {
                         overlay.latest[block] = seq.0;
                     }
                 }
@@ -198,29 +166,62 @@ impl Replica {
         }
     }
 
-    /// Shows a committed entry to reads; one that every extent already has leaves the log.
-    fn index(&mut self, seq: Seq) {
-        let Some(logged) = self.log.get_mut(&seq) else { return };
-        for extent in logged.entry.change.extents() {
-            if self.extents.get(&extent).is_some_and(|home| home.stamp >= seq) {
-                continue;
-            }
-            let overlay = self.overlay.entry(extent).or_default();
-            overlay.seqs.insert(seq);
-            for block in touched(&logged.entry.change, extent) {
-                overlay.latest[block] = overlay.latest[block].max(seq.0);
-            }
-            logged.left += 1;
+    /// The books, when an entry is no longer in the log.
+    fn leave(&mut self, logged: &Logged, ledger: &mut Ledger) {
+        ledger.batches.release(logged.batch);
+        ledger.settled += logged.cost;
+        if !logged.shown {
+            self.unresolved -= logged.cost;
+            ledger.redirected -= logged.entry.slabs().len() as u64;
+            ledger.slabs.extend(logged.entry.slabs().iter().map(|(_, slab)| *slab));
         }
-        if logged.left == 0 {
-            self.remove(seq);
+    }
+
+    /// Shows a committed entry to reads; one that every extent already has leaves the log.
+    fn show(&mut self, seq: Seq, ledger: &mut Ledger) {
+        let Some(logged) = self.log.get_mut(&seq).filter(|logged| !logged.shown) else { return };
+        logged.shown = true;
+        self.unresolved -= logged.cost;
+        ledger.redirected -= logged.entry.slabs().len() as u64;
+        let mut homes = Vec::new();
+        for extent in logged.entry.extents() {
+            let old = self.extents.home(extent).stamp >= seq;
+            let slab = if let Kind::Write(write) = &logged.entry.kind { write.slab_of(extent) } else { None };
+            match slab {
+                Some(slab) if old => ledger.slabs.push(slab),
+                Some(slab) => homes.push((extent, slab)),
+                None if old => {}
+                None => {
+                    let overlay = self.overlay.entry(extent).or_default();
+                    match overlay.seqs.last() {
+                        Some(last) if *last > seq => {
+                            let at = overlay.seqs.partition_point(|other| *other < seq);
+                            overlay.seqs.insert(at, seq);
+                        }
+                        _ => overlay.seqs.push(seq),
+                    }
+                    for block in logged.entry.touched(extent) {
+                        overlay.latest[block] = overlay.latest[block].max(seq.0);
+                    }
+                    logged.left += 1;
+                }
+            }
+        }
+        let done = logged.left == 0;
+        for (extent, slab) in homes {
+            let Some(Logged { entry: LogEntry { kind: Kind::Write(write), .. }, .. }) = self.log.get(&seq) else { break };
+            ledger.sums.push(NewSums { slab, known: u32::MAX, sums: write.sums_of(extent) });
+            self.rehome(extent, Home { stamp: seq, slab, present: u32::MAX }, ledger);
+        }
+        if done {
+            self.remove(seq, ledger);
         }
     }
 
     /// The core says that everything up to here is committed.
-    pub(crate) fn tell(&mut self, through: Seq) {
+    pub(crate) fn tell(&mut self, through: Seq, ledger: &mut Ledger) {
         self.told = self.told.max(through);
-        self.advance();
+        self.advance(ledger);
     }
 
     /// A record is queued that may replace everything above `floor`.
@@ -228,42 +229,41 @@ impl Replica {
         *self.held.entry(floor).or_default() += 1;
     }
 
-    fn release(&mut self, floor: Seq) {
+    fn release(&mut self, floor: Seq, ledger: &mut Ledger) {
         if let Some(count) = self.held.get_mut(&floor) {
             *count -= 1;
             if *count == 0 {
                 self.held.remove(&floor);
             }
         }
-        self.advance();
+        self.advance(ledger);
     }
 
-    fn advance(&mut self) {
-        let floor = self.held.keys().next().copied().unwrap_or(self.told);
+    fn advance(&mut self, ledger: &mut Ledger) {
+        let floor = self.held.first_key_value().map_or(self.told, |(floor, _)| *floor);
         let through = self.told.min(floor);
-        if through <= self.commit {
-            return;
-        }
-        let seqs: Vec<Seq> = self.log.range(self.commit.next()..=through).map(|(seq, _)| *seq).collect();
-        self.commit = through;
-        for seq in seqs {
-            self.index(seq);
+        while self.commit < through {
+            let next = self.log.range(self.commit.next()..=through).next().map(|(seq, _)| *seq);
+            self.commit = next.unwrap_or(through);
+            if let Some(seq) = next {
+                self.show(seq, ledger);
+            }
         }
     }
 
     /// Drops what is above `above`. The caller has made sure that nothing committed is.
-    fn truncate(&mut self, above: Seq) {
+    pub(crate) fn truncate(&mut self, above: Seq, ledger: &mut Ledger) {
         for logged in self.log.split_off(&above.next()).into_values() {
-            debug_assert_eq!(logged.left, 0, "a committed entry is never truncated");
-            self.log_bytes -= entry_bytes(self.meta.config.segment, &logged.entry);
+            debug_assert!(!logged.shown, "a committed entry is never truncated");
+            self.leave(&logged, ledger);
         }
     }
 
     /// The extent's home now has everything up to `through`: overlays let go of it.
-    fn settle(&mut self, extent: ExtentIndex, through: Seq) {
+    fn settle(&mut self, extent: ExtentIndex, through: Seq, ledger: &mut Ledger) {
         let Some(overlay) = self.overlay.get_mut(&extent) else { return };
-        let rest = overlay.seqs.split_off(&through.next());
-        let settled = std::mem::replace(&mut overlay.seqs, rest);
+        let count = overlay.seqs.partition_point(|seq| *seq <= through);
+        let settled: Vec<Seq> = overlay.seqs.drain(..count).collect();
         for latest in overlay.latest.iter_mut().filter(|latest| **latest <= through.0) {
             *latest = 0;
         }
@@ -274,85 +274,107 @@ impl Replica {
             let Some(logged) = self.log.get_mut(&seq) else { continue };
             logged.left -= 1;
             if logged.left == 0 {
-                self.remove(seq);
+                self.remove(seq, ledger);
             }
         }
     }
 
     /// Gives the extent a new home; the old slab, if it is another one, is given back.
-    pub(crate) fn rehome(&mut self, extent: ExtentIndex, home: Extent) -> Option<u32> {
-        let through = home.stamp;
-        let slot = self.extents.entry(extent).or_default();
-        let version = slot.version.wrapping_add(1);
-        let old = slot.slab.filter(|old| Some(*old) != home.slab);
-        self.slabs += u64::from(home.slab.is_some());
-        self.slabs -= u64::from(slot.slab.is_some());
-        *slot = Extent { version, ..home };
-        self.settle(extent, through);
-        old
+    pub(crate) fn rehome(&mut self, extent: ExtentIndex, home: Home, ledger: &mut Ledger) {
+        let old = self.extents.set(extent, home);
+        ledger.slabs.extend(old.slab().filter(|old| *old != home.slab));
+        self.settle(extent, home.stamp, ledger);
+    }
+
+    fn write_at(&self, seq: Seq) -> Option<&Write> {
+        match &self.log.get(&seq)?.entry.kind {
+            Kind::Write(write) => Some(write),
+            Kind::Zero { .. } | Kind::Nothing => None,
+        }
+    }
+
+    /// The data and checksum an entry writes to a block.
+    pub(crate) fn written(&self, seq: Seq, block: u32) -> Option<(&[u8], u32, bool)> {
+        let write = self.write_at(seq)?;
+        match write.place(block) {
+            Place::Data(data) => Some((data, write.sum(block), write.suspect)),
+            Place::Slab(_) => None,
+        }
     }
 
     /// Where a block's committed content is.
     pub(crate) fn source(&self, block: BlockIndex) -> Source<'_> {
         let extent = ExtentIndex(block.0 / EXTENT_BLOCKS);
+        self.source_in(self.overlay.get(&extent), self.extents.home(extent), block)
+    }
+
+    /// The same for one of several blocks of an extent.
+    pub(crate) fn source_in(&self, overlay: Option<&Overlay>, home: Home, block: BlockIndex) -> Source<'_> {
         let within = (block.0 % EXTENT_BLOCKS) as usize;
-        let seq = self.overlay.get(&extent).map_or(0, |overlay| overlay.latest[within]);
+        let seq = overlay.map_or(0, |overlay| overlay.latest[within]);
         if seq != 0 {
-            return match &self.log[&Seq(seq)].entry.change {
-                Change::Write { block: first, blocks } => Source::Log(blocks, block.0 - first.0),
-                Change::Zero { .. } | Change::Nothing => Source::Zero,
+            return match self.written(Seq(seq), block.0) {
+                Some((data, sum, suspect)) => Source::Log(data, sum, suspect),
+                None => Source::Zero,
             };
         }
-        match self.extents.get(&extent) {
-            Some(home) if home.present & (1 << within) != 0 => Source::Home,
-            _ => Source::Zero,
+        match home.slab() {
+            _ if home.present & (1 << within) == 0 => Source::Zero,
+            Some(slab) => Source::Home(slab),
+            None => Source::Lost,
         }
     }
 
-    /// Everything committed up to `bound` that the extent's home lacks.
+    /// What the extent's overlay brings to its home, up to `bound`.
     pub(crate) fn compose(&self, extent: ExtentIndex, bound: Seq) -> Option<Composed> {
         let overlay = self.overlay.get(&extent)?;
         let mut composed = Composed { through: Seq(0), blocks: [None; BLOCKS] };
-        for seq in overlay.seqs.range(..=bound) {
-            let change = &self.log[seq].entry.change;
-            let first = change.range().0;
-            for block in touched(change, extent) {
-                #[allow(clippy::cast_possible_truncation)] // below 32
-                let absolute = extent.0 * EXTENT_BLOCKS + block as u32;
-                composed.blocks[block] = match change {
-                    Change::Write { .. } => Some(Some((*seq, absolute - first.0))),
-                    Change::Zero { .. } | Change::Nothing => Some(None),
-                };
-            }
+        for seq in overlay.seqs.iter().take_while(|seq| **seq <= bound) {
             composed.through = *seq;
+            let entry = &self.log[seq].entry;
+            let data = matches!(entry.kind, Kind::Write(_)).then_some(*seq);
+            for block in entry.touched(extent) {
+                composed.blocks[block] = Some(data);
+            }
         }
-        (composed.through > Seq(0)).then_some(composed)
+        (composed.through != Seq(0)).then_some(composed)
     }
 
     /// Extents that hold data, not yet applied ones included.
     pub(crate) fn used(&self) -> u64 {
-        let has_slab = |extent| self.extents.get(extent).is_some_and(|home| home.slab.is_some());
+        let has_slab = |extent: ExtentIndex| self.extents.home(extent).slab != NO_SLAB;
         let writes = |overlay: &Overlay| {
             let mut latest = overlay.latest.iter().filter(|seq| **seq != 0);
-            latest.any(|seq| matches!(self.log[&Seq(*seq)].entry.change, Change::Write { .. }))
+            latest.any(|seq| matches!(self.log[&Seq(*seq)].entry.kind, Kind::Write(_)))
         };
-        let fresh = self.overlay.iter().filter(|(extent, overlay)| !has_slab(extent) && writes(overlay));
-        self.slabs + fresh.count() as u64
+        let fresh = self.overlay.iter().filter(|(extent, overlay)| !has_slab(**extent) && writes(overlay));
+        self.extents.slabs + fresh.count() as u64
     }
 
-    /// The log above the commit point as far as it has no gap.
-    pub(crate) fn tail(&self) -> Vec<Entry> {
-        let above = self.log.range(self.commit.next()..);
-        above
+    /// The log above the commit point as far as it has no gap and is whole.
+    pub(crate) fn tail(&self) -> impl Iterator<Item = (Seq, &LogEntry)> {
+        let sound = |logged: &Logged| !matches!(&logged.entry.kind, Kind::Write(Write { suspect: true, .. }));
+        self.log
+            .range(self.commit.next()..)
             .zip(self.commit.0 + 1..)
-            .take_while(|((seq, _), want)| seq.0 == *want)
-            .map(|((_, logged), _)| logged.entry.clone())
-            .collect()
+            .take_while(move |((seq, logged), want)| seq.0 == *want && sound(logged))
+            .map(|((seq, logged), _)| (*seq, &logged.entry))
     }
 
     /// Apply may go up to here.
     pub(crate) fn bound(&self) -> Seq {
         self.commit.min(self.durable_commit)
+    }
+
+    /// Slabs that are its own: of extents, and of entries that are not committed.
+    pub(crate) fn slabs(&self) -> impl Iterator<Item = u32> + '_ {
+        let homes = self.extents.from(ExtentIndex(0)).filter_map(|(_, home)| home.slab());
+        homes.chain(self.log_slabs())
+    }
+
+    pub(crate) fn log_slabs(&self) -> impl Iterator<Item = u32> + '_ {
+        let own = self.log.values().filter(|logged| !logged.shown);
+        own.flat_map(|logged| logged.entry.slabs().iter().map(|(_, slab)| *slab))
     }
 }
 
@@ -360,53 +382,68 @@ impl Replica {
 #[derive(Debug, Default)]
 pub(crate) struct Map {
     pub(crate) replicas: BTreeMap<SegmentId, Replica>,
-    /// Slabs given up; the store retires them.
-    pub(crate) freed: Vec<u32>,
-    /// Bytes of WAL that would be needed to write all logs again.
-    pub(crate) log_bytes: u64,
+    pub(crate) ledger: Ledger,
     /// Extents with something to apply.
     pub(crate) dirty: usize,
     /// Extents booked by the replicas.
     pub(crate) booked: u64,
+    /// Bytes of the ring taken by entries above their replicas' commit points.
+    pub(crate) unresolved: u64,
     lives: u64,
 }
 
 impl Map {
     /// Changes a replica and keeps the totals right.
-    pub(crate) fn with<R>(&mut self, segment: SegmentId, change: impl FnOnce(&mut Replica) -> R) -> Option<R> {
+    pub(crate) fn with<R>(
+        &mut self,
+        segment: SegmentId,
+        change: impl FnOnce(&mut Replica, &mut Ledger) -> R,
+    ) -> Option<R> {
         let replica = self.replicas.get_mut(&segment)?;
-        let (bytes, dirty) = (replica.log_bytes, replica.overlay.len());
-        let result = change(replica);
-        self.log_bytes = self.log_bytes + replica.log_bytes - bytes;
+        let (dirty, unresolved) = (replica.overlay.len(), replica.unresolved);
+        let result = change(replica, &mut self.ledger);
         self.dirty = self.dirty + replica.overlay.len() - dirty;
+        self.unresolved = self.unresolved + replica.unresolved - unresolved;
         Some(result)
     }
 
     /// Gives an extent a new home.
-    pub(crate) fn rehome(&mut self, segment: SegmentId, extent: ExtentIndex, home: Extent) {
-        let old = self.with(segment, |replica| replica.rehome(extent, home)).flatten();
-        self.freed.extend(old);
+    pub(crate) fn rehome(&mut self, segment: SegmentId, extent: ExtentIndex, home: Home) {
+        self.with(segment, |replica, ledger| replica.rehome(extent, home, ledger));
     }
 
     fn forget(&mut self, segment: SegmentId) {
+        self.with(segment, |replica, ledger| {
+            for logged in std::mem::take(&mut replica.log).into_values() {
+                replica.leave(&logged, ledger);
+            }
+            replica.overlay.clear();
+        });
         if let Some(replica) = self.replicas.remove(&segment) {
-            self.log_bytes -= replica.log_bytes;
-            self.dirty -= replica.overlay.len();
             self.booked -= u64::from(replica.meta.config.extents);
-            self.freed.extend(replica.extents.values().filter_map(|extent| extent.slab));
+            self.ledger.slabs.extend(replica.slabs());
+            self.ledger.pages.extend(replica.extents.chunks().filter_map(|(_, chunk)| Some(chunk.page?.0)));
         }
     }
 
-    /// Takes in a durable record. Records of replicas that are not here any more change nothing.
-    pub(crate) fn absorb(&mut self, record: WalRecord) {
+    /// Takes in a durable record of batch `batch`, which takes about `cost` bytes of the ring. Records of replicas that
+    /// are not here any more change nothing.
+    pub(crate) fn absorb(&mut self, record: WalRecord, batch: u64, cost: u64) {
         match record {
             WalRecord::Core(record) => self.absorb_core(record),
-            WalRecord::Commit { segment, through } => {
-                self.with(segment, |replica| replica.durable_commit = replica.durable_commit.max(through));
+            WalRecord::Entry { segment, commit, seq, entry } => {
+                self.with(segment, |replica, ledger| {
+                    replica.durable_commit = replica.durable_commit.max(commit);
+                    replica.insert(seq, entry, batch, cost, ledger);
+                    replica.release(Seq(seq.0.saturating_sub(1)), ledger);
+                });
             }
-            WalRecord::Map(map) => self.absorb_map(map),
+            WalRecord::Commit { segment, through } => {
+                self.with(segment, |replica, _| replica.durable_commit = replica.durable_commit.max(through));
+            }
+            WalRecord::Map(map) => self.absorb_map(&map),
             WalRecord::Damaged { segment } => {
-                self.with(segment, |replica| replica.damaged = true);
+                self.with(segment, |replica, _| replica.damaged = true);
             }
         }
     }
@@ -417,32 +454,26 @@ impl Map {
                 self.forget(segment);
                 self.lives += 1;
                 self.booked += u64::from(meta.config.extents);
-                let replica = Replica::recovered(meta, false, Seq(0), BTreeMap::new());
+                let replica = Replica::recovered(meta, false, Seq(0), Extents::default());
                 self.replicas.insert(segment, Replica { life: self.lives, ..replica });
             }
             Record::State { segment, meta } => {
-                self.with(segment, |replica| {
+                self.with(segment, |replica, _| {
                     if let Standing::Joining { base } = meta.standing {
-                        // A durable word that everything up to there is committed.
+                        // A durable word that everything up to there is committed, and that all of it is here.
                         replica.durable_commit = replica.durable_commit.max(base);
+                        replica.extents.forget_lost();
                     }
                     replica.meta = meta;
                     // The core knows of the damage and says now what this replica is.
                     replica.damaged = false;
                 });
             }
-            Record::Prepare { segment, commit, entry } => {
-                self.with(segment, |replica| {
-                    replica.durable_commit = replica.durable_commit.max(commit);
-                    let floor = Seq(entry.seq.0.saturating_sub(1));
-                    replica.insert(entry);
-                    replica.release(floor);
-                });
-            }
+            Record::Prepare { .. } => unreachable!("a prepared change is made an entry first"),
             Record::Truncate { segment, above } => {
-                self.with(segment, |replica| {
-                    replica.truncate(above);
-                    replica.release(above);
+                self.with(segment, |replica, ledger| {
+                    replica.truncate(above, ledger);
+                    replica.release(above, ledger);
                 });
             }
             Record::Drop { segment, incarnation } => {
@@ -454,18 +485,44 @@ impl Map {
         }
     }
 
+    /// A record of a batch the checkpoint has: all it still says is what the log may hold. A drop needs no word: either
+    /// the checkpoint does not know the replica, or a create follows.
+    pub(crate) fn absorb_old(&mut self, record: WalRecord, batch: u64, cost: u64) {
+        match record {
+            WalRecord::Entry { segment, seq, entry, .. } => {
+                self.with(segment, |replica, ledger| replica.insert(seq, entry, batch, cost, ledger));
+            }
+            WalRecord::Core(Record::Truncate { segment, above }) => {
+                self.with(segment, |replica, ledger| replica.truncate(above, ledger));
+            }
+            WalRecord::Core(Record::Create { segment, .. }) => {
+                self.with(segment, |replica, ledger| replica.truncate(Seq(0), ledger));
+            }
+            WalRecord::Core(_) | WalRecord::Commit { .. } | WalRecord::Map(_) | WalRecord::Damaged { .. } => {}
+        }
+    }
+
+    /// An entry's record was written again in `batch`.
+    pub(crate) fn moved(&mut self, segment: SegmentId, seq: Seq, batch: u64) {
+        self.with(segment, |replica, ledger| replica.moved(seq, batch, ledger));
+    }
+
     /// A copy is in place, unless what is here is as new: then its slab is given up.
-    fn absorb_map(&mut self, map: MapRecord) {
+    fn absorb_map(&mut self, map: &MapRecord) {
         let wanted = self.replicas.get(&map.segment).is_some_and(|replica| {
+            let stamp = replica.extents.home(map.extent).stamp;
             replica.meta.config.incarnation == map.incarnation
                 && map.extent.0 < replica.meta.config.extents
-                && replica.stamp(map.extent) <= map.stamp
+                && (stamp < map.stamp || map.repair && stamp == map.stamp)
         });
-        if wanted {
-            self.rehome(map.segment, map.extent, Extent::home(map.stamp, map.slab, map.present, map.sums));
-        } else {
-            self.freed.extend(map.slab);
+        if !wanted {
+            return self.ledger.slabs.extend(map.slab);
         }
+        if let Some(slab) = map.slab {
+            self.ledger.sums.push(NewSums { slab, known: u32::MAX, sums: *map.sums });
+        }
+        let home = Home { stamp: map.stamp, slab: map.slab.unwrap_or(NO_SLAB), present: map.present };
+        self.rehome(map.segment, map.extent, home);
     }
 
     /// After everything on the device was read: commit points count now, and what they cover is shown.
@@ -474,17 +531,18 @@ impl Map {
         for segment in self.replicas.keys().copied().collect::<Vec<_>>() {
             self.lives += 1;
             let life = self.lives;
-            self.with(segment, |replica| {
+            self.with(segment, |replica, ledger| {
                 replica.life = life;
                 let through = replica.durable_commit;
-                replica.commit = Seq(0);
-                replica.tell(through);
+                replica.last = replica.last.max(through);
+                replica.held.clear();
+                replica.tell(through, ledger);
             });
         }
     }
 
     /// Every slab in use.
     pub(crate) fn slabs(&self) -> impl Iterator<Item = u32> + '_ {
-        self.replicas.values().flat_map(|replica| replica.extents.values().filter_map(|extent| extent.slab))
+        self.replicas.values().flat_map(Replica::slabs)
     }
 }

@@ -14,13 +14,19 @@
 mod apply;
 mod checkpoint;
 mod copy;
+mod entry;
+mod extents;
 mod format;
+mod landing;
+mod ledger;
 mod log;
 mod map;
 mod read;
 mod recover;
+mod scan;
 mod shard;
 mod slabs;
+mod sums;
 mod superblock;
 mod wal;
 
@@ -102,8 +108,16 @@ pub trait Store {
     /// when the replica is not here or ends, or the copy is malformed.
     fn copy_in(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket);
 
-    /// Like `copy_in`, for an extent found damaged: also where the own home has the same stamp. `Event::CopiedIn`.
-    fn mend(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket);
+    /// Puts an extent's copy in place although the own stamp is the same: what is damaged here is whole again.
+    /// `Event::CopiedIn`.
+    fn repair_in(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket) {
+        self.copy_in(segment, copy, ticket);
+    }
+
+    /// Blocks found damaged since it was opened and not replaced since, as far as they are remembered.
+    fn damaged(&self) -> Vec<(SegmentId, BlockIndex)> {
+        Vec::new()
+    }
 
     /// Space of the shard.
     fn space(&self) -> Space;

@@ -1,18 +1,21 @@
 //! Reads: committed content from the log where it is newer, else from home, every home block checked (I7, I14).
 //!
 //! The answer is made when the device has answered, from what the map says then. Home blocks that were read are good
-//! as long as no extent's home has changed meanwhile; otherwise the read is planned again.
+//! as long as no extent's home has changed meanwhile; otherwise the read is planned again. Checksums that are not in
+//! memory are read beside the data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 use engine_core::ids::{BlockIndex, ExtentIndex, SegmentId};
-use engine_core::limits::{BLOCK_SIZE, EXTENT_BLOCKS};
+use engine_core::limits::{BLOCK_SIZE, DAMAGED_LISTED_MAX, EXTENT_BLOCKS};
 use engine_core::record::{Blocks, ExtentCopy, sum_bytes, sum_seed};
 use engine_core::sabotage::{Invariant, breaks};
 
+use super::extents::Home;
 use super::map::{Replica, Source};
 use super::shard::{Purpose, ShardStore};
+use super::sums::{Known, SumStore, page_of};
 use super::{Event, ReadError, Ticket};
 use crate::device::buffer::AlignedBuf;
 use crate::device::{Device, Operation};
@@ -48,9 +51,25 @@ impl What {
 /// Blocks of one extent's slab, from the first to the last that is needed.
 #[derive(Debug)]
 struct Part {
+    slab: u32,
     first: u32,
     end: u32,
     buffer: Option<AlignedBuf>,
+    /// By block, from `first` on. Empty until they are known.
+    sums: Vec<Known>,
+}
+
+impl Part {
+    /// Whether all checksums are known now.
+    fn resolve(&mut self, store: &mut SumStore) -> bool {
+        let within = |block: u32| block % EXTENT_BLOCKS;
+        let sums: Vec<Known> = (self.first..self.end).map(|block| store.sum(self.slab, within(block))).collect();
+        let known = !sums.contains(&Known::Unread);
+        if known {
+            self.sums = sums;
+        }
+        known
+    }
 }
 
 #[derive(Debug)]
@@ -59,8 +78,8 @@ struct Job {
     life: u64,
     what: What,
     ticket: Ticket,
-    /// By extent of the range: version of its home when the read was planned.
-    versions: Vec<u32>,
+    /// By extent of the range: its home when the read was planned.
+    homes: Vec<Home>,
     parts: Vec<Part>,
     left: usize,
 }
@@ -68,29 +87,35 @@ struct Job {
 /// Reads under way.
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
-    jobs: BTreeMap<u64, Job>,
+    jobs: HashMap<u64, Job>,
+    /// By page of checksums: the parts that wait for it.
+    pages: HashMap<u32, Vec<(u64, usize)>>,
     next: u64,
+    /// Blocks found damaged and not replaced since; at most `DAMAGED_LISTED_MAX`.
+    damaged: BTreeSet<(SegmentId, BlockIndex)>,
 }
 
-fn versions(replica: &Replica, what: What) -> Vec<u32> {
+impl Reads {
+    pub(crate) fn damaged(&self) -> impl Iterator<Item = (SegmentId, BlockIndex)> + '_ {
+        self.damaged.iter().copied()
+    }
+}
+
+fn homes(replica: &Replica, what: What) -> Vec<Home> {
     let (block, count) = what.range();
     let extents = block / EXTENT_BLOCKS..=(block + count - 1) / EXTENT_BLOCKS;
-    extents.map(|extent| replica.extents.get(&ExtentIndex(extent)).map_or(0, |home| home.version)).collect()
+    extents.map(|extent| replica.extents.home(ExtentIndex(extent))).collect()
 }
 
-/// Parts to read and their slabs.
-fn plan(replica: &Replica, what: What) -> Vec<(u32, Part)> {
+/// Parts to read.
+fn plan(replica: &Replica, what: What) -> Vec<Part> {
     let (block, count) = what.range();
-    let mut parts: Vec<(u32, Part)> = Vec::new();
+    let mut parts: Vec<Part> = Vec::new();
     for block in block..block + count {
-        if !matches!(replica.source(BlockIndex(block)), Source::Home) {
-            continue;
-        }
-        let home = replica.extents.get(&ExtentIndex(block / EXTENT_BLOCKS));
-        let Some(slab) = home.and_then(|home| home.slab) else { continue };
+        let Source::Home(slab) = replica.source(BlockIndex(block)) else { continue };
         match parts.last_mut() {
-            Some((same, part)) if *same == slab => part.end = block + 1,
-            _ => parts.push((slab, Part { first: block, end: block + 1, buffer: None })),
+            Some(part) if part.slab == slab => part.end = block + 1,
+            _ => parts.push(Part { slab, first: block, end: block + 1, buffer: None, sums: Vec::new() }),
         }
     }
     parts
@@ -100,21 +125,25 @@ impl<D: Device> ShardStore<D> {
     pub(crate) fn start_read(&mut self, segment: SegmentId, what: What, ticket: Ticket) {
         let (block, count) = what.range();
         let known = self.map.replicas.get(&segment).filter(|replica| !replica.dropping);
-        let Some(replica) = known else { return self.answer(what, ticket, Err(ReadError::Unknown)) };
+        let Some(replica) = known else { return self.answer(segment, what, ticket, Err(ReadError::Unknown)) };
         let blocks = u64::from(replica.meta.config.extents) * u64::from(EXTENT_BLOCKS);
         assert!(count > 0 && u64::from(block) + u64::from(count) <= blocks, "a read lies inside its segment");
+        let (life, homes, mut parts) = (replica.life, homes(replica, what), plan(replica, what));
         let id = self.reads.next;
         self.reads.next += 1;
-        let planned = plan(replica, what);
-        let (life, versions) = (replica.life, versions(replica, what));
-        let mut parts = Vec::with_capacity(planned.len());
-        for (index, (slab, part)) in planned.into_iter().enumerate() {
-            let offset = self.block_at(slab, part.first % EXTENT_BLOCKS);
+        let mut left = parts.len();
+        for (index, part) in parts.iter_mut().enumerate() {
+            let offset = self.block_at(part.slab, part.first % EXTENT_BLOCKS);
             let buffer = AlignedBuf::zeroed((part.end - part.first) as usize * BLOCK);
-            self.submit(Purpose::Read { job: id, part: index, slab }, Operation::Read { offset, buffer });
-            parts.push(part);
+            let purpose = Purpose::Read { job: id, part: index, slab: part.slab };
+            self.submit(purpose, Operation::Read { offset, buffer });
+            if !part.resolve(&mut self.sums) {
+                left += 1;
+                self.reads.pages.entry(page_of(part.slab)).or_default().push((id, index));
+                self.ask_page(page_of(part.slab));
+            }
         }
-        let job = Job { segment, life, what, ticket, versions, left: parts.len(), parts };
+        let job = Job { segment, life, what, ticket, homes, left, parts };
         if job.left == 0 {
             self.finish_read(job);
         } else {
@@ -122,12 +151,39 @@ impl<D: Device> ShardStore<D> {
         }
     }
 
+    /// Reads a page of checksums unless it is here or on its way.
+    pub(crate) fn ask_page(&mut self, page: u32) {
+        if self.sums.wants(page) {
+            let (offset, buffer) = (self.region.sums_at(page), AlignedBuf::zeroed(BLOCK));
+            self.submit(Purpose::Page(page), Operation::Read { offset, buffer });
+        }
+    }
+
+    /// A page of checksums is there; `None`: the device cannot read it.
+    pub(crate) fn on_page(&mut self, page: u32, buffer: Option<AlignedBuf>) {
+        if !self.sums.arrived(page, buffer) {
+            let (offset, buffer) = (self.region.sums_at(page), AlignedBuf::zeroed(BLOCK));
+            return self.submit(Purpose::Page(page), Operation::Read { offset, buffer });
+        }
+        for (id, part) in self.reads.pages.remove(&page).unwrap_or_default() {
+            let Some(job) = self.reads.jobs.get_mut(&id) else { continue };
+            job.parts[part].resolve(&mut self.sums);
+            job.left -= 1;
+            self.finish_if_whole(id);
+        }
+        self.write_sum_page(page);
+    }
+
     /// A part is there; `None`: the device cannot read it.
     pub(crate) fn on_read(&mut self, id: u64, part: usize, buffer: Option<AlignedBuf>) {
         let Some(job) = self.reads.jobs.get_mut(&id) else { return };
         job.parts[part].buffer = buffer;
         job.left -= 1;
-        if job.left == 0
+        self.finish_if_whole(id);
+    }
+
+    fn finish_if_whole(&mut self, id: u64) {
+        if self.reads.jobs.get(&id).is_some_and(|job| job.left == 0)
             && let Some(job) = self.reads.jobs.remove(&id)
         {
             self.finish_read(job);
@@ -135,53 +191,74 @@ impl<D: Device> ShardStore<D> {
     }
 
     fn finish_read(&mut self, mut job: Job) {
-        let replica = self.map.replicas.get(&job.segment).filter(|replica| replica.life == job.life);
-        let Some(replica) = replica else { return self.answer(job.what, job.ticket, Err(ReadError::Unknown)) };
-        if versions(replica, job.what) != job.versions {
-            return self.start_read(job.segment, job.what, job.ticket);
-        }
-        let result = match job.what {
-            What::Blocks { block, count } => {
-                collect(replica, &mut job, block.0..block.0 + count, false).map(|got| got.0)
-            }
-            What::Extent(extent) => {
-                let first = extent.0 * EXTENT_BLOCKS;
-                let collected = collect(replica, &mut job, first..first + EXTENT_BLOCKS, true);
+        let (segment, what, ticket) = (job.segment, job.what, job.ticket);
+        let replica = self.map.replicas.get(&segment).filter(|replica| replica.life == job.life);
+        let Some(replica) = replica else { return self.answer(segment, what, ticket, Err(ReadError::Unknown)) };
+        let collected = if homes(replica, what) == job.homes { collect(replica, &mut job) } else { Collected::Again };
+        let result = match (what, collected) {
+            (_, Collected::Again) => return self.start_read(segment, what, ticket),
+            (_, Collected::Damaged(block)) => Err(ReadError::Damaged(block)),
+            (What::Blocks { .. }, Collected::Whole(blocks, _)) => Ok(blocks),
+            (What::Extent(extent), Collected::Whole(blocks, present)) => {
                 let stamp = replica.commit.max(replica.full_stamp(extent));
-                return match collected {
-                    Ok((blocks, present)) => {
-                        let copy = ExtentCopy { extent, stamp, present, blocks };
-                        self.events.push(Event::Extent(job.ticket, Ok(copy)));
-                    }
-                    Err(error) => self.answer(job.what, job.ticket, Err(error)),
-                };
+                let copy = ExtentCopy { extent, stamp, present, blocks };
+                return self.events.push(Event::Extent(ticket, Ok(copy)));
             }
         };
-        self.answer(job.what, job.ticket, result);
+        self.answer(segment, what, ticket, result);
     }
 
-    fn answer(&mut self, what: What, ticket: Ticket, result: Result<Blocks, ReadError>) {
-        self.damaged_blocks += u64::from(matches!(result, Err(ReadError::Damaged(_))));
+    fn answer(&mut self, segment: SegmentId, what: What, ticket: Ticket, result: Result<Blocks, ReadError>) {
+        if let Err(ReadError::Damaged(block)) = result {
+            self.damaged_blocks += 1;
+            if self.reads.damaged.len() < DAMAGED_LISTED_MAX {
+                self.reads.damaged.insert((segment, block));
+            }
+        }
         match (what, result) {
             (What::Blocks { .. }, result) => self.events.push(Event::Read(ticket, result)),
             (What::Extent(_), Err(error)) => self.events.push(Event::Extent(ticket, Err(error))),
             (What::Extent(_), Ok(_)) => unreachable!("an extent's copy is answered with its stamp"),
         }
     }
+
+    /// An extent was replaced by a copy: what was damaged in it is gone.
+    pub(crate) fn forget_damage(&mut self, segment: SegmentId, extent: ExtentIndex) {
+        let first = extent.0 * EXTENT_BLOCKS;
+        let blocks = (segment, BlockIndex(first))..(segment, BlockIndex(first + EXTENT_BLOCKS));
+        let gone: Vec<_> = self.reads.damaged.range(blocks).copied().collect();
+        for block in gone {
+            self.reads.damaged.remove(&block);
+        }
+    }
 }
 
-/// The blocks of a range, all of them or (`sparse`) those that hold data, with a map of the latter.
-fn collect(
-    replica: &Replica,
-    job: &mut Job,
-    range: std::ops::Range<u32>,
-    sparse: bool,
-) -> Result<(Blocks, u32), ReadError> {
-    let mut sums = Vec::with_capacity(range.len() * 4);
-    let mut pieces: Vec<&[u8]> = Vec::with_capacity(range.len());
+enum Collected {
+    /// The blocks, and a map of those that hold data.
+    Whole(Blocks, u32),
+    Damaged(BlockIndex),
+    /// What is committed lies elsewhere by now.
+    Again,
+}
+
+/// Whether what was read is what was written (I14).
+fn is_sound(segment: SegmentId, block: BlockIndex, content: &[u8], want: u32) -> bool {
+    #[cfg(test)]
+    if super::tests::mistake(super::tests::Mistake::ChecksumIgnored) {
+        return true;
+    }
+    block_sum(segment, block, content) == want || breaks(Invariant::I14)
+}
+
+/// The blocks of the job's range: all of them, or of an extent those that hold data.
+fn collect(replica: &Replica, job: &mut Job) -> Collected {
+    let sparse = matches!(job.what, What::Extent(_));
+    let (first, count) = job.what.range();
+    let mut sums = Vec::with_capacity(count as usize * 4);
+    let mut pieces: Vec<&[u8]> = Vec::with_capacity(count as usize);
     let (mut present, mut from_home) = (0u32, 0);
     let mut parts = job.parts.iter().peekable();
-    for block in range {
+    for block in first..first + count {
         let index = BlockIndex(block);
         let sum = match replica.source(index) {
             Source::Zero if sparse => continue,
@@ -189,25 +266,30 @@ fn collect(
                 pieces.push(&ZEROS);
                 block_sum(job.segment, index, &ZEROS)
             }
-            Source::Log(blocks, at) => {
-                pieces.push(&blocks.data[at as usize * BLOCK..][..BLOCK]);
-                blocks.sum(at)
+            Source::Lost => return Collected::Damaged(index),
+            Source::Log(data, sum, suspect) => {
+                if suspect && !is_sound(job.segment, index, data, sum) {
+                    return Collected::Damaged(index);
+                }
+                pieces.push(data);
+                sum
             }
-            Source::Home => {
+            Source::Home(slab) => {
                 while parts.next_if(|part| part.end <= block).is_some() {}
-                let buffer = parts.peek().filter(|part| part.first <= block).and_then(|part| {
-                    let at = (block - part.first) as usize * BLOCK;
-                    part.buffer.as_ref()?.get(at..at + BLOCK)
-                });
-                let content = buffer.ok_or(ReadError::Damaged(index))?;
-                let home = &replica.extents[&ExtentIndex(block / EXTENT_BLOCKS)];
-                let want = home.sum((block % EXTENT_BLOCKS) as usize);
-                if block_sum(job.segment, index, content) != want && !breaks(Invariant::I14) {
-                    return Err(ReadError::Damaged(index));
+                let Some(part) = parts.peek().filter(|part| part.first <= block && part.slab == slab) else {
+                    return Collected::Again;
+                };
+                let at = (block - part.first) as usize;
+                let content = part.buffer.as_ref().and_then(|buffer| buffer.get(at * BLOCK..(at + 1) * BLOCK));
+                let (Some(content), Some(Known::Is(want))) = (content, part.sums.get(at)) else {
+                    return Collected::Damaged(index);
+                };
+                if !is_sound(job.segment, index, content, *want) {
+                    return Collected::Damaged(index);
                 }
                 pieces.push(content);
                 from_home += 1;
-                want
+                *want
             }
         };
         sums.extend_from_slice(&sum_bytes(sum));
@@ -222,5 +304,5 @@ fn collect(
     } else {
         Bytes::from(pieces.concat())
     };
-    Ok((Blocks { data, sums: Bytes::from(sums) }, present))
+    Collected::Whole(Blocks { data, sums: Bytes::from(sums) }, present)
 }

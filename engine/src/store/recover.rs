@@ -1,26 +1,33 @@
-//! Opening a shard: the newest whole checkpoint, then the WAL behind it, batch by batch, up to the first that is not
-//! whole. Nothing is written; slabs are given out only after everything was read.
+//! Opening a shard: the newest whole checkpoint, then the WAL from where it says. Nothing is written; slabs are given
+//! out only after everything was read.
 //!
-//! Batches carry consecutive numbers and never a lower boot than the one before. One batch is in flight at a time, so a
-//! whole batch with a higher number behind the end means that the one at the end was durable once and is damaged now:
-//! then any replica may have less than it acknowledged (I9, I14), and says so until the core has dealt with it.
+//! Batches before the checkpoint's own number only bring back what the logs held; those behind it change the map too.
+//! What is damaged costs as little as can be shown to be enough (I14): a map page its extents, data of an entry that
+//! entry, records of a batch every replica's word about its log (I9). The core is told, until it has dealt with it.
 
-use engine_core::ids::{BootCount, Seq};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use engine_core::ids::{BlockIndex, ExtentIndex, Seq};
+use engine_core::limits::{EXTENT_BLOCKS, EXTENT_SIZE};
 use engine_core::record::{Record, Recovered, Standing};
 
+use super::extents::{CHUNK_EXTENTS, Extents, Home};
 use super::format::{
-    BATCH_HEADER, BatchHeader, CheckpointHeader, WalRecord, crc, decode_batch, decode_body, decode_header, peek,
+    CellLabel, PageLabel, ROOT_HEADER, RootHeader, RootReplica, WalRecord, crc, decode_body, decode_header, decode_page,
+    record_size,
 };
-use super::map::Map;
-use super::shard::{Label, ShardStore};
-use super::slabs::Slabs;
+use super::ledger::Batch;
+use super::map::{Map, Replica};
+use super::read::{BLOCK, block_sum};
+use super::scan::Scan;
+use super::shard::{Label, Parts, ShardStore};
+use super::slabs::{Slabs, Taken};
+use super::sums::SumStore;
 use super::superblock::{OpenError, Region, Superblock};
 use super::wal::{Queued, Ring, Wal};
 use crate::device::buffer::AlignedBuf;
 use crate::device::{Device, WholeDevice};
-
-/// Bytes of the ring read at a time; a longer batch is read whole.
-const WINDOW: u64 = 4 * 1024 * 1024;
 
 impl<D: Device> ShardStore<D> {
     /// Reads one shard's state from `whole` and goes on with it on `device`, which is the shard's region of the same
@@ -37,41 +44,43 @@ impl<D: Device> ShardStore<D> {
         let region = superblock.geometry.region(shard);
         assert_eq!(device.len(), region.len, "the device is the shard's region");
         let label = Label { device: superblock.device, shard, boot: superblock.boot };
-        let (header, mut map, fell_back) = load_checkpoint(whole, &region, &label)?;
-        let mut scan = Scan::new(whole, &region, &label, &header);
-        let mut number = header.batch;
-        while let Some(records) = scan.next_batch(number)? {
-            for record in records {
-                map.absorb(record);
-            }
-            number += 1;
-        }
-        let damaged = scan.is_cut_short(number)? || fell_back;
-        let ring = Ring { size: region.wal, head: scan.position, number, used: scan.used, since: scan.used };
+        let (header, replicas, fell_back) = load_root(whole, &region, &label)?;
+        let mut map = Map::default();
+        let pages = load_pages(whole, &region, &label, &mut map, replicas);
+        let (ring, cut_short) = replay(whole, &region, &label, &header, &mut map);
         map.finish_recovery();
-        map.freed.clear();
-        let slabs = count_slabs(&map, &region)?;
+        let slabs = count_slabs(&mut map, &region)?;
+        map.ledger.slabs.clear();
+        map.ledger.pages.clear();
         let mut wal = Wal::new(ring);
-        let recovered = conclude(&mut map, &mut wal, damaged);
-        let mut store = Self::assemble(device, region, label, map, slabs, wal, header.number);
+        let recovered = conclude(whole, &region, &mut map, &mut wal, cut_short || fell_back);
+        let sums = SumStore::new(CellLabel { device: label.device, shard });
+        let number = header.number;
+        // What the checkpoint's number says must stay true of every batch: the next one waits for another checkpoint.
+        let checkpoint_first = wal.ring.number < header.batch;
+        let mut store = Self::assemble(Parts { device, region, label, map, slabs, pages, sums, wal, number });
         store.recovered = recovered;
+        store.checkpoint_first = checkpoint_first;
+        store.keep_books();
         Ok(store)
     }
 }
 
-/// The newest whole checkpoint; `true` when a newer one is damaged.
-fn load_checkpoint(
+/// The newest whole root; `true` when a newer one is damaged.
+fn load_root(
     whole: &mut impl WholeDevice,
     region: &Region,
     label: &Label,
-) -> Result<(CheckpointHeader, Map, bool), OpenError> {
-    let mut found: Vec<(CheckpointHeader, u64)> = Vec::new();
+) -> Result<(RootHeader, Vec<RootReplica>, bool), OpenError> {
+    let mut found: Vec<(RootHeader, u64)> = Vec::new();
     for area in [region.area_at(0), region.area_at(1)] {
-        let mut block = AlignedBuf::zeroed(4096);
-        whole.read_at(region.base + area, &mut block)?;
+        let mut block = AlignedBuf::zeroed(BLOCK);
+        if whole.read_at(region.base + area, &mut block).is_err() {
+            continue;
+        }
         let Ok(header) = decode_header(&block) else { continue };
         let ours = header.device == label.device && header.shard == label.shard;
-        let fits = header.len + 4096 <= region.area && header.position <= region.wal;
+        let fits = header.len <= region.area - ROOT_HEADER && header.position <= region.wal;
         if ours && fits && header.position.is_multiple_of(4096) {
             found.push((header, area));
         }
@@ -79,106 +88,141 @@ fn load_checkpoint(
     found.sort_by_key(|(header, _)| std::cmp::Reverse(header.number));
     for (tried, (header, area)) in found.iter().enumerate() {
         let len = usize::try_from(header.len).map_err(|_| OpenError::Damaged("its checkpoint is too long"))?;
-        let mut body = AlignedBuf::zeroed(len.next_multiple_of(4096).max(4096));
-        whole.read_at(region.base + area + 4096, &mut body)?;
+        let mut body = AlignedBuf::zeroed(len.next_multiple_of(BLOCK).max(BLOCK));
+        if len > 0 && whole.read_at(region.base + area + ROOT_HEADER, &mut body).is_err() {
+            continue;
+        }
         if crc(&body[..len]) == header.sum
-            && let Ok(map) = decode_body(&body[..len], region.slabs)
+            && let Ok(replicas) = decode_body(&body[..len])
         {
-            return Ok((*header, map, tried > 0));
+            return Ok((*header, replicas, tried > 0));
         }
     }
     Err(OpenError::Damaged("no checkpoint of a shard is whole"))
 }
 
-/// Walks the ring.
-struct Scan<'a, W> {
-    whole: &'a mut W,
-    region: &'a Region,
-    label: &'a Label,
-    /// Where the next batch should be.
-    position: u64,
-    used: u64,
-    boot: BootCount,
-    window: AlignedBuf,
-    window_at: u64,
-    window_len: u64,
-}
+/// Pages read at a time where they lie together.
+const RUN: u32 = 256;
 
-impl<'a, W: WholeDevice> Scan<'a, W> {
-    fn new(whole: &'a mut W, region: &'a Region, label: &'a Label, from: &CheckpointHeader) -> Self {
-        let window = AlignedBuf::zeroed(4096);
-        let (position, boot) = (from.position, from.boot);
-        Self { whole, region, label, position, used: 0, boot, window, window_at: 0, window_len: 0 }
-    }
-
-    /// `len` bytes of the ring at `at`, reading ahead.
-    fn bytes(&mut self, at: u64, len: u64) -> Result<Option<&[u8]>, OpenError> {
-        if at + len > self.region.wal {
-            return Ok(None);
+/// Reads the map pages the root names, in the order in which they lie.
+fn load_pages(
+    whole: &mut impl WholeDevice,
+    region: &Region,
+    label: &Label,
+    map: &mut Map,
+    replicas: Vec<RootReplica>,
+) -> Slabs {
+    let mut taken = Taken::none(region.pages);
+    let mut wanted = Vec::new();
+    for RootReplica { segment, meta, damaged, commit, pages } in replicas {
+        let chunks = meta.config.extents.div_ceil(CHUNK_EXTENTS as u32);
+        for page in pages.into_iter().filter(|page| page.chunk < chunks) {
+            let label = PageLabel { device: label.device, shard: label.shard, segment, chunk: page.chunk };
+            let known = taken.take(page.place);
+            wanted.push((page.place, page.sum, label, known));
         }
-        if at < self.window_at || at + len > self.window_at + self.window_len {
-            let take = WINDOW.max(len.next_multiple_of(4096)).min(self.region.wal - at);
-            let size = usize::try_from(take).map_err(|_| OpenError::Damaged("its WAL is too long"))?;
-            if self.window.len() != size {
-                self.window = AlignedBuf::zeroed(size);
+        map.replicas.insert(segment, Replica::recovered(meta, damaged, commit, Extents::default()));
+    }
+    wanted.sort_unstable_by_key(|(place, ..)| *place);
+    let mut run = AlignedBuf::zeroed(RUN as usize * BLOCK);
+    let mut read = 0..0;
+    for (place, sum, label, known) in wanted {
+        if known && !read.contains(&place) {
+            read = place..place.saturating_add(RUN).min(region.pages);
+            let len = read.len() * BLOCK;
+            if run.len() != len {
+                run = AlignedBuf::zeroed(len);
             }
-            self.window_len = 0;
-            self.whole.read_at(self.region.base + at, &mut self.window)?;
-            (self.window_at, self.window_len) = (at, take);
-        }
-        #[allow(clippy::cast_possible_truncation)] // inside the window
-        let start = (at - self.window_at) as usize;
-        #[allow(clippy::cast_possible_truncation)] // as above
-        Ok(Some(&self.window[start..start + len as usize]))
-    }
-
-    fn header_at(&mut self, at: u64) -> Result<Option<BatchHeader>, OpenError> {
-        let label = *self.label;
-        let ours = |header: &BatchHeader| header.device == label.device && header.shard == label.shard;
-        Ok(self.bytes(at, BATCH_HEADER as u64)?.and_then(peek).filter(ours))
-    }
-
-    /// The batch of this number, here or at the ring's begin.
-    fn next_batch(&mut self, number: u64) -> Result<Option<Vec<WalRecord>>, OpenError> {
-        let skipped = self.region.wal - self.position;
-        for (at, skipped) in [(self.position, 0), (0, skipped)] {
-            let boot = self.boot;
-            let due = |header: &BatchHeader| header.number == number && header.boot >= boot;
-            let Some(header) = self.header_at(at)?.filter(due) else { continue };
-            let Some(bytes) = self.bytes(at, u64::from(header.len))? else { continue };
-            let Ok(records) = decode_batch(&header, bytes) else { continue };
-            let len = u64::from(header.len).next_multiple_of(4096);
-            self.boot = header.boot;
-            self.position = at + len;
-            self.used += skipped + len;
-            return Ok(Some(records));
-        }
-        Ok(None)
-    }
-
-    /// Whether a whole batch of a later number is somewhere in the ring.
-    fn is_cut_short(&mut self, number: u64) -> Result<bool, OpenError> {
-        for at in (0..self.region.wal).step_by(4096) {
-            let boot = self.boot;
-            let later = |header: &BatchHeader| header.number > number && header.boot >= boot;
-            let Some(header) = self.header_at(at)?.filter(later) else { continue };
-            let Some(bytes) = self.bytes(at, u64::from(header.len))? else { continue };
-            if decode_batch(&header, bytes).is_ok() {
-                tracing::error!(shard = self.label.shard, number, later = header.number, "the WAL is damaged");
-                return Ok(true);
+            if whole.read_at(region.base + region.page_at(place), &mut run).is_err() {
+                // One bad sector: page by page.
+                run = AlignedBuf::zeroed(BLOCK);
+                let failed = whole.read_at(region.base + region.page_at(place), &mut run).is_err();
+                read = if failed { 0..0 } else { place..place + 1 };
             }
         }
-        Ok(false)
+        let at = (place.saturating_sub(read.start)) as usize * BLOCK;
+        let bytes = if known && read.contains(&place) { run.get(at..at + BLOCK) } else { None };
+        let homes = bytes.and_then(|bytes| decode_page(bytes, &label, sum).ok());
+        map.with(label.segment, |replica, _| {
+            let page = known.then_some((place, sum));
+            if let Some(homes) = homes {
+                replica.extents.load(label.chunk as usize, Rc::from(homes), page);
+            } else {
+                tracing::error!(segment = %label.segment, chunk = label.chunk, "a page of the map is damaged");
+                replica.damaged = true;
+                replica.extents.load(label.chunk as usize, Rc::new([Home::LOST; CHUNK_EXTENTS]), page);
+                replica.extents.mark_dirty(label.chunk);
+            }
+        });
     }
+    Slabs::new(region.pages, &taken)
 }
 
-fn count_slabs(map: &Map, region: &Region) -> Result<Slabs, OpenError> {
-    let mut taken = vec![false; region.slabs as usize];
-    for slab in map.slabs() {
-        match taken.get_mut(slab as usize) {
-            Some(taken) if !*taken => *taken = true,
-            _ => return Err(OpenError::Damaged("two extents claim one slab")),
+/// Reads the WAL into the map. Whether it ends before something that was durable.
+fn replay(
+    whole: &mut impl WholeDevice,
+    region: &Region,
+    label: &Label,
+    header: &RootHeader,
+    map: &mut Map,
+) -> (Ring, bool) {
+    let mut scan = Scan::new(whole, region, label, header);
+    let (mut number, mut start) = (header.oldest, 0);
+    while let Some(found) = scan.next_batch(number) {
+        let batch = Batch { boot: found.boot, position: found.position, start, live: 1 };
+        map.ledger.batches.push(number, batch);
+        let total: u64 = found.records.iter().map(bytes).sum::<u64>().max(1);
+        for record in found.records {
+            let cost = found.cost * bytes(&record) / total;
+            if number < header.batch {
+                map.absorb_old(record, number, cost);
+            } else {
+                map.absorb(record, number, cost);
+            }
         }
+        map.ledger.batches.release(number);
+        start += found.cost;
+        number += 1;
+    }
+    let cut_short = number < header.batch || scan.is_cut_short(number);
+    (Ring { size: region.wal, head: scan.position, number, start, tail: 0 }, cut_short)
+}
+
+fn bytes(record: &WalRecord) -> u64 {
+    let size = record_size(record);
+    size.head + size.data
+}
+
+/// Counts what is in use. An extent whose slab is another's already is lost: only an older checkpoint than the last can
+/// say such a thing.
+fn count_slabs(map: &mut Map, region: &Region) -> Result<Slabs, OpenError> {
+    let mut taken = Taken::none(region.slabs);
+    let mut lost = Vec::new();
+    for (segment, replica) in &map.replicas {
+        for (extent, home) in replica.extents.from(ExtentIndex(0)) {
+            if home.slab().is_some_and(|slab| !taken.take(slab)) {
+                lost.push((*segment, extent));
+            }
+        }
+    }
+    for segment in map.replicas.keys().copied().collect::<Vec<_>>() {
+        map.with(segment, |replica, ledger| {
+            let slabs: Vec<u32> = replica.log_slabs().collect();
+            if slabs.iter().all(|slab| taken.is_free(*slab)) {
+                slabs.into_iter().for_each(|slab| assert!(taken.take(slab), "looked at just now"));
+            } else {
+                tracing::error!(%segment, "an entry's slab is another's");
+                replica.damaged = true;
+                replica.truncate(replica.commit, ledger);
+            }
+        });
+    }
+    for (segment, extent) in lost {
+        tracing::error!(%segment, %extent, "two extents claim one slab");
+        map.with(segment, |replica, _| {
+            replica.damaged = true;
+            replica.extents.set(extent, Home::LOST);
+        });
     }
     if map.booked > region.capacity() {
         return Err(OpenError::Damaged("its replicas book more than it has"));
@@ -187,10 +231,30 @@ fn count_slabs(map: &Map, region: &Region) -> Result<Slabs, OpenError> {
 }
 
 /// What each replica's core is told. What it is told to forget, the WAL forgets first.
-fn conclude(map: &mut Map, wal: &mut Wal, damaged: bool) -> Vec<Recovered> {
+fn conclude(
+    whole: &mut impl WholeDevice,
+    region: &Region,
+    map: &mut Map,
+    wal: &mut Wal,
+    damaged: bool,
+) -> Vec<Recovered> {
     let mut recovered = Vec::new();
     for (segment, replica) in &mut map.replicas {
-        let tail = replica.tail();
+        let mut tail = Vec::new();
+        for (seq, entry) in replica.tail() {
+            let read = |extent: u32, slab: u32| {
+                let mut buffer = AlignedBuf::zeroed(usize::try_from(EXTENT_SIZE).ok()?);
+                whole.read_at(region.base + region.slab_at(slab), &mut buffer).ok()?;
+                let sound = |block: u32| {
+                    let content = &buffer[block as usize * BLOCK..][..BLOCK];
+                    let index = BlockIndex(extent * EXTENT_BLOCKS + block);
+                    entry.sum(index.0) == Some(block_sum(*segment, index, content))
+                };
+                (0..EXTENT_BLOCKS).all(sound).then(|| Bytes::from_owner(buffer))
+            };
+            let Some(entry) = entry.to_core(seq, read) else { break };
+            tail.push(entry);
+        }
         let last = tail.last().map_or(replica.commit, |entry| entry.seq);
         let gap = replica.log.range(last.next()..).next().is_some();
         let member = matches!(replica.meta.standing, Standing::Member | Standing::Joining { .. });
@@ -199,7 +263,7 @@ fn conclude(map: &mut Map, wal: &mut Wal, damaged: bool) -> Vec<Recovered> {
             replica.hold(last);
             records.push(WalRecord::Core(Record::Truncate { segment: *segment, above: Seq(last.0) }));
         }
-        if damaged || gap && member {
+        if damaged || replica.damaged || gap && member {
             tracing::error!(%segment, commit = %replica.commit, %last, gap, "a replica's log is damaged");
             replica.damaged = true;
             records.push(WalRecord::Damaged { segment: *segment });

@@ -1,7 +1,8 @@
-//! One shard's store: the state machine behind [`Store`]. The parts of its work are in `log` (batches), `read`,
-//! `copy`, `apply` and `checkpoint`; this file holds the state, the dispatch of completions, and the trait.
+//! One shard's store: the state machine behind [`Store`]. The parts of its work are in `log` (batches), `landing` (data
+//! that goes to slabs first), `read`, `copy`, `apply` and `checkpoint`; this file holds the state, the dispatch of
+//! completions, and the trait.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use engine_core::ids::{BlockIndex, BootCount, DeviceId, ExtentIndex, SegmentId, Seq};
 use engine_core::limits::EXTENT_BLOCKS;
@@ -11,9 +12,11 @@ use super::apply::Apply;
 use super::checkpoint::Checkpoint;
 use super::copy::Copies;
 use super::format::WalRecord;
-use super::map::{Map, Source};
-use super::read::Reads;
+use super::landing::Landings;
+use super::map::{Map, Replica, Source};
+use super::read::{Reads, What};
 use super::slabs::Slabs;
+use super::sums::SumStore;
 use super::superblock::Region;
 use super::wal::{Queued, Wal};
 use super::{Event, Page, Space, Store, Ticket};
@@ -30,16 +33,34 @@ pub(crate) enum Purpose {
     Batch,
     /// Part of a read job.
     Read { job: u64, part: usize, slab: u32 },
-    /// A write of a copy.
-    Copy { job: u64, slab: u32 },
+    /// A page of checksums, read.
+    Page(u32),
+    /// Data on its way to a slab nothing points to.
+    Land { job: u64, slab: u32 },
+    /// The flush behind such data.
+    Landed,
     /// A write of an apply job.
     Apply { job: u64, slab: u32 },
-    /// A chunk of a checkpoint's body.
+    /// A map page, or a chunk of a checkpoint's body.
     Chunk,
+    /// A page of checksums, written.
+    Sums(u32),
     /// The flush before a checkpoint's header.
     Flushed,
     /// A checkpoint's header.
     Header,
+    /// Nobody's.
+    #[cfg(test)]
+    Ignored,
+}
+
+impl Purpose {
+    const fn slab(self) -> Option<u32> {
+        match self {
+            Self::Read { slab, .. } | Self::Land { slab, .. } | Self::Apply { slab, .. } => Some(slab),
+            _ => None,
+        }
+    }
 }
 
 /// What every batch and checkpoint of this shard carries.
@@ -48,6 +69,20 @@ pub(crate) struct Label {
     pub(crate) device: DeviceId,
     pub(crate) shard: u16,
     pub(crate) boot: BootCount,
+}
+
+/// What `recover` puts together.
+pub(crate) struct Parts<D> {
+    pub(crate) device: D,
+    pub(crate) region: Region,
+    pub(crate) label: Label,
+    pub(crate) map: Map,
+    pub(crate) slabs: Slabs,
+    pub(crate) pages: Slabs,
+    pub(crate) sums: SumStore,
+    pub(crate) wal: Wal,
+    /// Of the last checkpoint.
+    pub(crate) number: u64,
 }
 
 /// See the module and [`Store`].
@@ -61,12 +96,18 @@ pub struct ShardStore<D> {
     pub(crate) slabs: Slabs,
     /// Something waits for a free slab.
     pub(crate) slabs_wanted: bool,
+    /// Places of map pages.
+    pub(crate) pages: Slabs,
+    pub(crate) sums: SumStore,
     pub(crate) wal: Wal,
     pub(crate) reads: Reads,
     pub(crate) copies: Copies,
+    pub(crate) landings: Landings,
     pub(crate) apply: Apply,
     pub(crate) checkpoint: Checkpoint,
-    pub(crate) operations: BTreeMap<Tag, Purpose>,
+    /// No batch before the next checkpoint.
+    pub(crate) checkpoint_first: bool,
+    pub(crate) operations: HashMap<Tag, Purpose>,
     next_tag: u64,
     pub(crate) events: Vec<Event>,
     pub(crate) recovered: Vec<Recovered>,
@@ -79,15 +120,8 @@ pub struct ShardStore<D> {
 
 impl<D: Device> ShardStore<D> {
     /// Put together by `recover`.
-    pub(crate) fn assemble(
-        device: D,
-        region: Region,
-        label: Label,
-        map: Map,
-        slabs: Slabs,
-        wal: Wal,
-        number: u64,
-    ) -> Self {
+    pub(crate) fn assemble(parts: Parts<D>) -> Self {
+        let Parts { device, region, label, map, slabs, pages, sums, wal, number } = parts;
         Self {
             device,
             region,
@@ -96,12 +130,16 @@ impl<D: Device> ShardStore<D> {
             creating: BTreeMap::new(),
             slabs,
             slabs_wanted: false,
+            pages,
+            sums,
             wal,
             reads: Reads::default(),
             copies: Copies::default(),
+            landings: Landings::default(),
             apply: Apply::default(),
             checkpoint: Checkpoint::after(number),
-            operations: BTreeMap::new(),
+            checkpoint_first: false,
+            operations: HashMap::new(),
             next_tag: 0,
             events: Vec::new(),
             recovered: Vec::new(),
@@ -123,10 +161,15 @@ impl<D: Device> ShardStore<D> {
         &mut self.device
     }
 
+    /// Keeps at most so many pages of checksums in memory, instead of `limits::SUM_PAGES_MAX`.
+    pub fn set_sum_pages(&mut self, pages: usize) {
+        self.sums.set_bound(pages);
+    }
+
     pub(crate) fn submit(&mut self, purpose: Purpose, operation: Operation) {
         let tag = Tag(self.next_tag);
         self.next_tag += 1;
-        if let Purpose::Read { slab, .. } | Purpose::Copy { slab, .. } | Purpose::Apply { slab, .. } = purpose {
+        if let Some(slab) = purpose.slab() {
             self.slabs.start(slab);
         }
         self.operations.insert(tag, purpose);
@@ -144,7 +187,7 @@ impl<D: Device> ShardStore<D> {
     fn complete(&mut self, completion: Completion) {
         let Completion { tag, buffer, result } = completion;
         let Some(purpose) = self.operations.remove(&tag) else { return };
-        if let Purpose::Read { slab, .. } | Purpose::Copy { slab, .. } | Purpose::Apply { slab, .. } = purpose {
+        if let Some(slab) = purpose.slab() {
             self.slabs.finish(slab);
         }
         if self.failed {
@@ -152,30 +195,43 @@ impl<D: Device> ShardStore<D> {
         }
         let doing = match purpose {
             Purpose::Read { job, part, .. } => return self.on_read(job, part, buffer.filter(|_| result.is_ok())),
+            Purpose::Page(page) => return self.on_page(page, buffer.filter(|_| result.is_ok())),
             Purpose::Batch => "writing the WAL",
-            Purpose::Copy { .. } => "writing a copy",
+            Purpose::Land { .. } | Purpose::Landed => "writing data to its place",
             Purpose::Apply { .. } => "applying",
-            Purpose::Chunk | Purpose::Flushed | Purpose::Header => "writing a checkpoint",
+            _ => "writing a checkpoint",
         };
         if let Err(error) = result {
             return self.fail(doing, &error);
         }
         match purpose {
             Purpose::Batch => self.on_batch(),
-            Purpose::Copy { job, .. } => self.on_copy_written(job),
+            Purpose::Land { job, .. } => self.on_landed(job),
+            Purpose::Landed => self.on_landings_flushed(),
             Purpose::Apply { job, .. } => self.on_applied(job),
             Purpose::Chunk => self.on_chunk(),
+            Purpose::Sums(page) => self.on_sums(page, buffer),
             Purpose::Flushed => self.on_flushed(),
             Purpose::Header => self.on_header(),
-            Purpose::Read { .. } => {}
+            Purpose::Read { .. } | Purpose::Page(_) => {}
+            #[cfg(test)]
+            Purpose::Ignored => {}
         }
     }
 
-    /// Slabs the map gave up wait for a checkpoint.
-    pub(crate) fn retire_freed(&mut self) {
-        for slab in self.map.freed.drain(..) {
+    /// What the map's changes mean for slabs, pages, checksums and admission.
+    pub(crate) fn keep_books(&mut self) {
+        let ledger = &mut self.map.ledger;
+        for sums in ledger.sums.drain(..) {
+            self.sums.set(&sums);
+        }
+        for slab in ledger.slabs.drain(..) {
             self.slabs.retire(slab);
         }
+        for place in ledger.pages.drain(..) {
+            self.pages.retire(place);
+        }
+        self.wal.earn(std::mem::take(&mut ledger.settled));
     }
 
     /// A free slab, or a note that a checkpoint is wanted to get one.
@@ -193,7 +249,14 @@ impl<D: Device> ShardStore<D> {
     /// Recounts every slab. For tests.
     pub fn audit(&self) {
         let in_jobs = self.copies.slabs().chain(self.apply.fresh_slabs());
-        self.slabs.audit(self.map.slabs().chain(in_jobs));
+        let landing = self.landings.slabs().chain(self.redirected_slabs());
+        self.slabs.audit(self.map.slabs().chain(in_jobs).chain(landing));
+        let chunks = self.map.replicas.values().flat_map(|replica| replica.extents.chunks());
+        self.pages.audit(chunks.filter_map(|(_, chunk)| Some(chunk.page?.0)));
+        let held = self.map.replicas.values().map(|replica| replica.log_slabs().count() as u64);
+        assert_eq!(self.map.ledger.redirected, held.sum::<u64>());
+        assert_eq!(self.map.unresolved, self.map.replicas.values().map(|replica| replica.unresolved).sum::<u64>());
+        assert_eq!(self.map.dirty, self.map.replicas.values().map(|replica| replica.overlay.len()).sum::<usize>());
         assert_eq!(self.map.booked, self.map.replicas.values().map(|r| u64::from(r.meta.config.extents)).sum::<u64>());
         assert!(self.map.booked <= self.region.capacity());
     }
@@ -223,8 +286,12 @@ impl<D: Device> Store for ShardStore<D> {
         for record in &mut records {
             self.foresee(record);
         }
-        let queued = Queued::new(records.into_iter().map(WalRecord::Core).collect(), Some(ticket));
-        assert!(queued.bytes <= self.wal.ring.persist_max(), "a persist of {} bytes is too long", queued.bytes);
+        let mut records: Vec<WalRecord> = records.into_iter().map(WalRecord::new).collect();
+        let landing = self.redirect(&mut records);
+        self.note_queued(&records);
+        let queued = Queued { landing, landed: landing.is_none(), ..Queued::new(records, Some(ticket)) };
+        let bytes = queued.size.batch();
+        assert!(bytes <= self.wal.ring.persist_max() + 8192, "a persist of {bytes} bytes is too long");
         self.wal.push(queued);
     }
 
@@ -232,13 +299,14 @@ impl<D: Device> Store for ShardStore<D> {
         if let Some((_, commit)) = self.creating.get_mut(&segment) {
             *commit = through.max(*commit);
         } else {
-            self.map.with(segment, |replica| replica.tell(through));
+            self.map.with(segment, |replica, ledger| replica.tell(through, ledger));
+            self.keep_books();
         }
     }
 
     fn read(&mut self, segment: SegmentId, block: BlockIndex, count: u32, ticket: Ticket) {
         if !self.failed {
-            self.start_read(segment, super::read::What::Blocks { block, count }, ticket);
+            self.start_read(segment, What::Blocks { block, count }, ticket);
         }
     }
 
@@ -257,14 +325,14 @@ impl<D: Device> Store for ShardStore<D> {
 
     fn read_extent(&mut self, segment: SegmentId, extent: ExtentIndex, ticket: Ticket) {
         if !self.failed {
-            self.start_read(segment, super::read::What::Extent(extent), ticket);
+            self.start_read(segment, What::Extent(extent), ticket);
         }
     }
 
     fn list(&self, segment: SegmentId, above: Seq, from: ExtentIndex, limit: usize) -> Page {
         let mut listed = Vec::new();
         let Some(replica) = self.map.replicas.get(&segment) else { return (listed, None) };
-        let mut homes = replica.extents.range(from..).map(|(extent, _)| *extent).peekable();
+        let mut homes = replica.extents.from(from).map(|(extent, _)| extent).peekable();
         let mut overlays = replica.overlay.range(from..).map(|(extent, _)| *extent).peekable();
         loop {
             let next = match (homes.peek(), overlays.peek()) {
@@ -291,10 +359,14 @@ impl<D: Device> Store for ShardStore<D> {
         }
     }
 
-    fn mend(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket) {
+    fn repair_in(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket) {
         if !self.failed {
             self.queue_copy(segment, copy, true, ticket);
         }
+    }
+
+    fn damaged(&self) -> Vec<(SegmentId, BlockIndex)> {
+        self.reads.damaged().collect()
     }
 
     fn unbooked(&self) -> u64 {
@@ -305,12 +377,12 @@ impl<D: Device> Store for ShardStore<D> {
         Space {
             capacity: self.region.capacity(),
             booked: self.booked(),
-            used: self.map.replicas.values().map(super::map::Replica::used).sum(),
+            used: self.map.replicas.values().map(Replica::used).sum(),
         }
     }
 
     fn used_by(&self, segment: SegmentId) -> u64 {
-        self.map.replicas.get(&segment).map_or(0, super::map::Replica::used)
+        self.map.replicas.get(&segment).map_or(0, Replica::used)
     }
 
     fn damaged_blocks(&self) -> u64 {
@@ -327,16 +399,17 @@ impl<D: Device> Store for ShardStore<D> {
         }
         self.done = done;
         if !self.failed {
-            self.retire_freed();
+            self.keep_books();
             // Lanes in their order: WAL, reads (started when asked for), apply, copies, checkpoint.
             self.start_checkpoint_if_due();
             self.start_batch();
             self.start_applies(self.idle_polls >= IDLE_POLLS);
             self.start_copies();
+            self.flush_landings();
             self.write_checkpoint();
             // Apply may have queued the store's own records.
             self.start_batch();
-            self.retire_freed();
+            self.keep_books();
         }
         self.device.kick();
         events.append(&mut self.events);
@@ -348,6 +421,7 @@ impl<D: Device> Store for ShardStore<D> {
 
     fn is_quiet(&self) -> bool {
         let idle = self.wal.is_idle() && self.operations.is_empty() && self.copies.is_idle() && self.events.is_empty();
+        let idle = idle && self.landings.is_idle();
         self.failed
             || idle && self.apply.is_idle() && self.checkpoint.is_idle() && !self.settling && self.map.dirty == 0
     }
@@ -369,14 +443,14 @@ impl<D: Device> ShardStore<D> {
                 self.creating.insert(*segment, (extents, Seq(0)));
             }
             Record::Truncate { segment, above } => {
-                self.map.with(*segment, |replica| {
+                self.map.with(*segment, |replica, _| {
                     // A committed entry is never undone (I4), also not by a truncate that knows less than we do.
                     *above = replica.commit.max(*above);
                     replica.hold(*above);
                 });
             }
             Record::Drop { segment, incarnation } => {
-                self.map.with(*segment, |replica| {
+                self.map.with(*segment, |replica, _| {
                     replica.dropping |= replica.meta.config.incarnation == *incarnation;
                 });
             }
@@ -387,9 +461,20 @@ impl<D: Device> ShardStore<D> {
                     assert!(u64::from(block.0) + u64::from(count) <= blocks, "a change lies inside its segment");
                 }
                 let floor = Seq(entry.seq.0.saturating_sub(1));
-                self.map.with(*segment, |replica| replica.hold(floor));
+                self.map.with(*segment, |replica, _| replica.hold(floor));
             }
             Record::State { .. } => {}
+        }
+    }
+
+    /// Only what is above everything ever queued may go to slabs of its own.
+    fn note_queued(&mut self, records: &[WalRecord]) {
+        for record in records {
+            if let WalRecord::Entry { segment, seq, .. } = record
+                && let Some(replica) = self.map.replicas.get_mut(segment)
+            {
+                replica.last = replica.last.max(*seq);
+            }
         }
     }
 }

@@ -7,10 +7,13 @@
 use std::io;
 
 use engine_core::ids::{BootCount, ClusterId, DeviceId, NodeId, Revision};
-use engine_core::limits::{EXTENT_SIZE, META_BYTES_MAX, SCRATCH_SLABS_MIN, SHARDS_MAX, WAL_SIZE_MAX, WAL_SIZE_MIN};
+use engine_core::limits::{BLOCK_SIZE, EXTENT_SIZE, SCRATCH_SLABS_MIN, SHARDS_MAX, WAL_SIZE_MAX, WAL_SIZE_MIN};
 
-use super::format::{CheckpointHeader, decode_superblock, encode_body, encode_header, encode_superblock, is_ours};
-use super::map::Map;
+use super::extents::CHUNK_EXTENTS;
+use super::format::{
+    PAGE_SLABS, ROOT_HEADER, ROOT_PAGE, ROOT_REPLICA_MAX, RootHeader, crc, decode_superblock, encode_header,
+    encode_superblock, is_ours,
+};
 use crate::device::WholeDevice;
 use crate::device::buffer::AlignedBuf;
 
@@ -43,9 +46,11 @@ pub struct Region {
     pub len: u64,
     /// Bytes of the WAL, which comes first.
     pub(crate) wal: u64,
-    /// Bytes of each of the two checkpoint areas behind it.
+    /// Bytes of each of the two roots of checkpoints behind it.
     pub(crate) area: u64,
-    /// Slabs behind them.
+    /// Places of map pages behind them.
+    pub(crate) pages: u32,
+    /// Slabs, behind the pages of their checksums.
     pub(crate) slabs: u32,
     /// Slabs nobody books (I13).
     pub(crate) scratch: u32,
@@ -56,8 +61,16 @@ impl Region {
         self.wal + self.area * which
     }
 
+    pub(crate) const fn page_at(&self, place: u32) -> u64 {
+        self.wal + self.area * 2 + place as u64 * BLOCK_SIZE
+    }
+
+    pub(crate) const fn sums_at(&self, page: u32) -> u64 {
+        self.page_at(self.pages) + page as u64 * BLOCK_SIZE
+    }
+
     pub(crate) const fn slab_at(&self, slab: u32) -> u64 {
-        self.wal + self.area * 2 + slab as u64 * EXTENT_SIZE
+        self.sums_at(self.slabs.div_ceil(PAGE_SLABS)) + slab as u64 * EXTENT_SIZE
     }
 
     /// Extents replicas can book.
@@ -67,11 +80,26 @@ impl Region {
     }
 }
 
-/// Bytes of a checkpoint area for so many slabs: the header, an entry for each extent a replica may have, and each
-/// replica's state (a replica has at least 512 extents; tests make smaller ones, in smaller numbers).
+/// Replicas a shard of so many slabs is made for (a replica has at least 512 extents; tests make smaller ones, in
+/// smaller numbers).
+const fn replicas(slabs: u64) -> u64 {
+    64 + slabs / 256
+}
+
+/// Map pages of the largest map.
+const fn map_pages(slabs: u64) -> u64 {
+    slabs / CHUNK_EXTENTS as u64 + 1 + replicas(slabs)
+}
+
+/// Bytes of a root: the header, each replica's state and the places of its pages.
 const fn area_len(slabs: u64) -> u64 {
-    let replicas = 64 + slabs / 256;
-    (4096 + slabs * 160 + replicas * (META_BYTES_MAX as u64 + 64)).next_multiple_of(64 * 1024)
+    let bytes = ROOT_HEADER + replicas(slabs) * ROOT_REPLICA_MAX + map_pages(slabs) * ROOT_PAGE;
+    bytes.next_multiple_of(64 * 1024)
+}
+
+/// Bytes a shard needs beside its WAL and its slabs: two roots, places for two maps, the checksums.
+const fn meta_len(slabs: u64) -> u64 {
+    2 * area_len(slabs) + (2 * map_pages(slabs) + slabs.div_ceil(PAGE_SLABS as u64)) * BLOCK_SIZE
 }
 
 impl Geometry {
@@ -87,8 +115,8 @@ impl Geometry {
         if !wal_size.is_multiple_of(MIB) {
             return Err(settings);
         }
-        let area = area_len(DATA_MIN / EXTENT_SIZE);
-        let needed = HEAD + u64::from(shards) * (wal_size + 2 * area + DATA_MIN + 2 * MIB).next_multiple_of(MIB);
+        let meta = meta_len(DATA_MIN / EXTENT_SIZE);
+        let needed = HEAD + u64::from(shards) * (wal_size + meta + DATA_MIN + 2 * MIB).next_multiple_of(MIB);
         if size < needed {
             return Err(FormatError::TooSmall { size, needed, shards, wal_size });
         }
@@ -101,16 +129,18 @@ impl Geometry {
         assert!(shard < self.shards, "no such shard");
         let len = (self.size - HEAD) / u64::from(self.shards) / MIB * MIB;
         let room = len - self.wal_size;
-        // The largest number of slabs that fits with its two areas.
+        // The largest number of slabs that fits with all that describes them.
         let mut slabs = room / EXTENT_SIZE;
-        while slabs > 0 && slabs * EXTENT_SIZE + 2 * area_len(slabs) > room {
-            slabs -= (slabs * EXTENT_SIZE + 2 * area_len(slabs) - room).div_ceil(EXTENT_SIZE).max(1).min(slabs);
+        while slabs > 0 && slabs * EXTENT_SIZE + meta_len(slabs) > room {
+            slabs -= (slabs * EXTENT_SIZE + meta_len(slabs) - room).div_ceil(EXTENT_SIZE * 2).max(1).min(slabs);
         }
         let slabs = u32::try_from(slabs).unwrap_or(u32::MAX - 1);
         #[allow(clippy::cast_possible_truncation)] // 64
         let scratch = (slabs / 50).max(SCRATCH_SLABS_MIN as u32).min(slabs);
         let base = HEAD + len * u64::from(shard);
-        Region { shard, base, len, wal: self.wal_size, area: area_len(u64::from(slabs)), slabs, scratch }
+        let (area, pages) = (area_len(u64::from(slabs)), 2 * map_pages(u64::from(slabs)));
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+        Region { shard, base, len, wal: self.wal_size, area, pages, slabs, scratch }
     }
 
     fn is_sane(&self) -> bool {
@@ -126,8 +156,10 @@ impl Geometry {
 /// A device's identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Superblock {
-    /// Features a reader must know; none exists yet.
+    /// Features a program must know to open the device; none exists yet.
     pub features: u64,
+    /// Features a program may be ignorant of; kept as they are.
+    pub compatible: u64,
     /// The cluster.
     pub cluster: ClusterId,
     /// The node.
@@ -185,10 +217,11 @@ pub enum OpenError {
         actual: u64,
     },
     /// Written by another version of the program.
-    #[error(
-        "the device has format version {0} (features {1:#x}), which this program does not know; nothing was written"
-    )]
-    UnknownVersion(u32, u64),
+    #[error("the device has format version {0}, which this program does not know (it knows 1); nothing was written")]
+    UnknownVersion(u32),
+    /// It needs something this version of the program does not have.
+    #[error("the device needs features this program does not have (bits {0:#x}); nothing was written")]
+    UnknownFeatures(u64),
     /// It is ours, and no copy is whole.
     #[error("the device is Breakwater's, but {0}; nothing was written. Its replicas must come from the other nodes")]
     Damaged(&'static str),
@@ -244,23 +277,20 @@ pub fn format(device: &mut impl WholeDevice, superblock: &Superblock) -> Result<
         }
     }
     // An empty checkpoint for each shard first: a superblock must never name regions that are not ready. The second
-    // area and the WAL may hold anything: they do not carry the new device id.
+    // root, the WAL, pages and checksums may hold anything: they do not carry the new device id.
     for shard in 0..superblock.geometry.shards {
         let region = superblock.geometry.region(shard);
-        let body = encode_body(&Map::default());
-        let mut block = AlignedBuf::zeroed(4096);
-        block[..body.len()].copy_from_slice(&body);
-        let header = CheckpointHeader {
+        let header = RootHeader {
             device: superblock.device,
             shard,
             number: 1,
             boot: superblock.boot,
             position: 0,
+            oldest: 1,
             batch: 1,
-            len: body.len() as u64,
-            sum: super::format::crc(&body),
+            len: 0,
+            sum: crc(&[]),
         };
-        device.write_at(region.base + region.area_at(0) + 4096, &block)?;
         device.write_at(region.base + region.area_at(0), &encode_header(&header))?;
     }
     write_copies(device, superblock)?;
@@ -290,14 +320,14 @@ pub fn read(device: &mut impl WholeDevice) -> Result<Superblock, OpenError> {
     }
     let Some(found) = best else {
         return Err(match other {
-            Some(version) => OpenError::UnknownVersion(version, 0),
+            Some(version) => OpenError::UnknownVersion(version),
             None if ours => OpenError::Damaged("no copy of its superblock is whole"),
             None if is_blank(device, 0, HEAD.min(size))? => OpenError::NotFormatted,
             None => OpenError::Foreign,
         });
     };
     if found.features != 0 {
-        return Err(OpenError::UnknownVersion(super::format::VERSION, found.features));
+        return Err(OpenError::UnknownFeatures(found.features));
     }
     if !found.geometry.is_sane() {
         return Err(OpenError::Damaged("its superblock makes no sense"));

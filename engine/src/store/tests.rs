@@ -29,8 +29,14 @@ pub(crate) enum Mistake {
     ApplyBeforeCommit,
     /// A slab given up is used again at once.
     ReuseAtOnce,
-    /// The log is not written again behind a checkpoint.
-    NoRelog,
+    /// A batch is answered when it is written, durable or not.
+    AckBeforeSync,
+    /// A checkpoint counts before what it names is durable.
+    HeaderFirst,
+    /// What was read is returned whatever its checksum.
+    ChecksumIgnored,
+    /// The ring is used again before the checkpoint that allows it is durable.
+    FreedEarly,
 }
 
 /// Whether this mistake is to be made.
@@ -46,6 +52,7 @@ fn superblock(size: u64, wal_size: u64) -> Superblock {
     let geometry = Geometry { size, shards: 1, wal_size };
     Superblock {
         features: 0,
+        compatible: 0,
         cluster: CLUSTER,
         node: NODE,
         device: DeviceId(99),
@@ -65,7 +72,10 @@ fn open(disk: &Disk) -> ShardStore<MemoryDevice> {
     let mut whole = disk.clone();
     let superblock = super::open(&mut whole, CLUSTER, NODE).unwrap();
     let region = superblock.geometry.region(0);
-    ShardStore::open(&mut whole, disk.device(region.base, region.len), &superblock, 0).unwrap()
+    let mut store = ShardStore::open(&mut whole, disk.device(region.base, region.len), &superblock, 0).unwrap();
+    // So few that they come and go.
+    store.set_sum_pages(2);
+    store
 }
 
 fn segment(index: u32) -> SegmentId {

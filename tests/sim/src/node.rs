@@ -111,6 +111,7 @@ pub(crate) fn format(node: NodeId, which: u64, extents: u64) -> Disk {
     let geometry = Geometry::plan(size, 1, WAL_SIZE_MIN).expect("large enough");
     let superblock = Superblock {
         features: 0,
+        compatible: 0,
         cluster: CLUSTER,
         node,
         device: DeviceId(u128::from(node.0) | u128::from(which) << 64),

@@ -1,15 +1,22 @@
-//! The only home of byte offsets: every structure on the device, version 0, little-endian (docs/format.md).
+//! The only home of byte offsets: every structure on the device, version 1, little-endian (docs/format.md).
 //!
 //! Encoding goes into a [`Sink`], so that the same code measures and writes. Decoding never trusts a byte: a
 //! [`Reader`] returns [`Malformed`] instead of running over an end, and whoever gets numbers checks their range.
 
-mod checkpoint;
+mod cell;
+mod page;
 mod record;
+mod root;
 mod superblock;
 
-pub(crate) use checkpoint::{CheckpointHeader, decode_body, decode_header, encode_body, encode_header};
+pub(crate) use cell::{CellLabel, PAGE_SLABS, Sums, is_whole, put_sums, sum_in};
+pub(crate) use page::{PageLabel, decode_page, encode_page};
 pub(crate) use record::{
-    BATCH_HEADER, BatchHeader, MapRecord, WalRecord, decode_batch, encode_batch, peek, record_len,
+    BATCH_HEADER, BatchHeader, MapRecord, Size, WalRecord, decode_batch, encode_batch, peek, record_size,
+};
+pub(crate) use root::{
+    ROOT_HEADER, ROOT_PAGE, ROOT_REPLICA_MAX, RootHeader, RootPage, RootReplica, decode_body, decode_header,
+    encode_header, put_replica,
 };
 pub(crate) use superblock::{decode_superblock, encode_superblock, is_ours};
 
@@ -19,7 +26,7 @@ use engine_core::limits::META_BYTES_MAX;
 use engine_core::record::{Meta, Standing};
 
 /// The version this code writes and reads.
-pub(crate) const VERSION: u32 = 0;
+pub(crate) const VERSION: u32 = 1;
 
 /// Bytes that are not what the format says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -7,8 +7,9 @@ use crate::device::buffer::AlignedBuf;
 use crate::store::superblock::{Geometry, Superblock};
 
 const MAGIC: &[u8; 8] = b"BRKWATER";
-/// Magic, version, features, checksum algorithm, ids, boot, shape, revision; the checksum of it all follows.
-const LEN: usize = 8 + 4 + 8 + 4 + 16 + 16 + 2 + 8 + 8 + 2 + 8 + 8;
+/// Magic, version, features (required, compatible), checksum algorithm, ids, boot, shape, revision; the checksum of it
+/// all follows.
+const LEN: usize = 8 + 4 + 8 + 8 + 4 + 16 + 16 + 2 + 8 + 8 + 2 + 8 + 8;
 /// CRC-32 (IEEE), seeded as `engine_core::record::sum_seed` says.
 const CHECKSUM_CRC32: u32 = 1;
 
@@ -18,6 +19,7 @@ pub(crate) fn encode_superblock(superblock: &Superblock) -> AlignedBuf {
     sink.put(MAGIC);
     sink.u32(VERSION);
     sink.u64(superblock.features);
+    sink.u64(superblock.compatible);
     sink.u32(CHECKSUM_CRC32);
     sink.u128(superblock.cluster.0);
     sink.u128(superblock.device.0);
@@ -37,7 +39,7 @@ pub(crate) fn is_ours(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
 
-/// `Err(version)` when it is whole but of another version.
+/// `Err(version)` when it is of another version.
 pub(crate) fn decode_superblock(bytes: &[u8]) -> Result<Result<Superblock, u32>, Malformed> {
     let mut reader = Reader::new(bytes, "superblock");
     if reader.take(8)? != MAGIC {
@@ -48,6 +50,7 @@ pub(crate) fn decode_superblock(bytes: &[u8]) -> Result<Result<Superblock, u32>,
         return Ok(Err(version));
     }
     let features = reader.u64()?;
+    let compatible = reader.u64()?;
     let algorithm = reader.u32()?;
     let cluster = ClusterId(reader.u128()?);
     let device = DeviceId(reader.u128()?);
@@ -61,5 +64,5 @@ pub(crate) fn decode_superblock(bytes: &[u8]) -> Result<Result<Superblock, u32>,
         return reader.bad();
     }
     let geometry = Geometry { size, shards, wal_size };
-    Ok(Ok(Superblock { features, cluster, node, device, boot, geometry, revision }))
+    Ok(Ok(Superblock { features, compatible, cluster, node, device, boot, geometry, revision }))
 }

@@ -12,8 +12,8 @@ use engine_core::record::ExtentCopy;
 use super::*;
 use crate::store::Ticket;
 
-const SIZE: u64 = 15 * MIB;
-const WAL: u64 = 512 * 1024;
+const SIZE: u64 = 21 * MIB;
+const WAL: u64 = 1024 * 1024;
 const EXTENTS: u32 = 4;
 const BLOCKS: u32 = EXTENTS * 32;
 const SEGMENTS: usize = 3;
@@ -173,6 +173,9 @@ impl World {
     }
 
     fn random_change(&mut self, at: usize, seq: u64) -> Entry {
+        if self.roll(12) == 0 {
+            return self.large_write(at, seq);
+        }
         // Mostly one hot extent; the candidate's writes stay inside one.
         let extent = if self.roll(3) == 0 { self.roll(u64::from(EXTENTS)) as u32 } else { 1 };
         let first = extent * 32 + self.roll(32) as u32;
@@ -188,6 +191,16 @@ impl World {
                 write(segment(at as u32), seq, first, count, number)
             }
         }
+    }
+
+    /// One that has a whole extent in it: it goes to a slab of its own, if there is one to spare.
+    fn large_write(&mut self, at: usize, seq: u64) -> Entry {
+        let extent = self.roll(u64::from(EXTENTS)) as u32;
+        let (before, behind) = if at == CANDIDATE { (0, 0) } else { (self.roll(3) as u32, self.roll(3) as u32) };
+        let first = (extent * 32).saturating_sub(before);
+        let count = ((extent + 1) * 32 + behind).min(BLOCKS) - first;
+        let number = self.number();
+        write(segment(at as u32), seq, first, count, number)
     }
 
     fn prepare_op(&mut self, at: usize, seq: u64) -> Op {
@@ -251,7 +264,13 @@ impl World {
             0..16 => {
                 let count = 1 + self.roll(3);
                 let first = self.now[at].last() + 1;
-                let ops = (first..first + count).map(|seq| (at, self.prepare_op(at, seq))).collect();
+                let mut ops: Vec<_> = (first..first + count).map(|seq| (at, self.prepare_op(at, seq))).collect();
+                // A persist has its bound.
+                let large = |op: &(usize, Op)| matches!(&op.1, Op::Prepare { entry, .. } if entry.change.data_len() > 65536);
+                if ops.iter().any(large) {
+                    let at_most = ops.iter().position(large).map_or(1, |index| index.max(1));
+                    ops.truncate(at_most);
+                }
                 self.persist(ops);
             }
             16..24 => {
@@ -470,8 +489,8 @@ impl World {
             }
         }
         let (ring, map) = (&self.store.wal.ring, &self.store.map);
-        let queued = (self.store.wal.queue.len(), self.store.wal.own.len(), self.store.wal.relog.len());
-        let told = (self.told, map.log_bytes, map.dirty);
+        let queued = (self.store.wal.queue.len(), self.store.wal.own.len(), self.store.wal.blocked);
+        let told = (self.told, map.unresolved, map.dirty);
         Err(format!("the store does not come to rest: {ring:?} {queued:?} {told:?} {:?}", self.store.checkpoint))
     }
 }
@@ -530,7 +549,13 @@ fn the_crash_test_sees_mistakes() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
     let mut unseen = Vec::new();
-    for wrong in [Mistake::ApplyBeforeCommit, Mistake::ReuseAtOnce, Mistake::NoRelog] {
+    for wrong in [
+        Mistake::ApplyBeforeCommit,
+        Mistake::ReuseAtOnce,
+        Mistake::AckBeforeSync,
+        Mistake::HeaderFirst,
+        Mistake::FreedEarly,
+    ] {
         MISTAKE.set(Some(wrong));
         let seen = |seed| !matches!(std::panic::catch_unwind(|| scenario(seed)), Ok(Ok(())));
         if !(0..400).any(seen) {

@@ -200,7 +200,7 @@ fn each_wrong_device_is_named_and_nothing_is_written() {
     for copy in 0..4 {
         disk.flip(copy * 256 * 1024 + 8, 1);
     }
-    assert!(matches!(tell(&disk, CLUSTER, NODE), OpenError::UnknownVersion(2, _)));
+    assert!(matches!(tell(&disk, CLUSTER, NODE), OpenError::UnknownVersion(3)));
     let foreign = Disk::new(size);
     foreign.flip(1080, 1);
     assert!(matches!(tell(&foreign, CLUSTER, NODE), OpenError::Foreign));
