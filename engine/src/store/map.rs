@@ -431,6 +431,9 @@ impl Map {
     pub(crate) fn absorb(&mut self, record: WalRecord, batch: u64, cost: u64) {
         match record {
             WalRecord::Core(record) => self.absorb_core(record),
+            WalRecord::Entry { segment, entry, .. } if !self.replicas.contains_key(&segment) => {
+                self.ledger.slabs.extend(entry.slabs().iter().map(|(_, slab)| *slab));
+            }
             WalRecord::Entry { segment, commit, seq, entry } => {
                 self.with(segment, |replica, ledger| {
                     replica.durable_commit = replica.durable_commit.max(commit);
@@ -527,7 +530,6 @@ impl Map {
 
     /// After everything on the device was read: commit points count now, and what they cover is shown.
     pub(crate) fn finish_recovery(&mut self) {
-        self.booked = self.replicas.values().map(|replica| u64::from(replica.meta.config.extents)).sum();
         for segment in self.replicas.keys().copied().collect::<Vec<_>>() {
             self.lives += 1;
             let life = self.lives;

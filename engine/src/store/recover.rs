@@ -50,8 +50,8 @@ impl<D: Device> ShardStore<D> {
         let (ring, cut_short) = replay(whole, &region, &label, &header, &mut map);
         map.finish_recovery();
         let slabs = count_slabs(&mut map, &region)?;
+        // Whatever is in use in the end was counted. Pages the root names stay until another one counts.
         map.ledger.slabs.clear();
-        map.ledger.pages.clear();
         let mut wal = Wal::new(ring);
         let recovered = conclude(whole, &region, &mut map, &mut wal, cut_short || fell_back);
         let sums = SumStore::new(CellLabel { device: label.device, shard });
@@ -121,6 +121,7 @@ fn load_pages(
             let known = taken.take(page.place);
             wanted.push((page.place, page.sum, label, known));
         }
+        map.booked += u64::from(meta.config.extents);
         map.replicas.insert(segment, Replica::recovered(meta, damaged, commit, Extents::default()));
     }
     wanted.sort_unstable_by_key(|(place, ..)| *place);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod crash;
+mod large;
 mod stories;
 
 use std::cell::Cell;
@@ -138,7 +139,8 @@ fn run(store: &mut ShardStore<MemoryDevice>) -> Vec<Event> {
             return events;
         }
     }
-    panic!("the store does not come to rest");
+    let queued = (store.wal.queue.len(), store.wal.own.len(), store.map.unresolved, store.map.dirty, store.settling);
+    panic!("the store does not come to rest: {:?} {queued:?} {:?}", store.wal.ring, store.checkpoint);
 }
 
 /// The number in each block, 0 for zeros.

@@ -133,8 +133,8 @@ pub(crate) struct Wal {
     pub(crate) ring: Ring,
     /// The core's persists, in order. Bounded by the windows of the segments.
     pub(crate) queue: VecDeque<Queued>,
-    /// How many of the queued are control records.
-    controls: usize,
+    /// How many of the queued are control records, by segment.
+    controls: BTreeMap<SegmentId, usize>,
     /// The store's own small records; they go first and may use more of the ring, since they lead to its trimming.
     pub(crate) own: VecDeque<Queued>,
     pub(crate) flight: Option<Flight>,
@@ -149,7 +149,7 @@ impl Wal {
         Self {
             ring,
             queue: VecDeque::new(),
-            controls: 0,
+            controls: BTreeMap::new(),
             own: VecDeque::new(),
             flight: None,
             credit: 0,
@@ -159,7 +159,9 @@ impl Wal {
 
     /// Queues a persist.
     pub(crate) fn push(&mut self, queued: Queued) {
-        self.controls += usize::from(queued.control);
+        if let (true, Some(segment)) = (queued.control, queued.segment) {
+            *self.controls.entry(segment).or_default() += 1;
+        }
         self.queue.push_back(queued);
     }
 
@@ -193,7 +195,7 @@ impl Wal {
         let slow = self.ring.is_above(SLOW_FROM) && map.dirty > 0;
         let mut budget = if slow { self.credit } else { u64::MAX };
         let (mut waiting, mut taken): (Vec<SegmentId>, BTreeMap<SegmentId, u64>) = (Vec::new(), BTreeMap::new());
-        let mut at = 0;
+        let (mut at, mut full_up) = (0, false);
         self.blocked = false;
         while flight.size.batch() < full
             && let Some(next) = self.queue.get(at)
@@ -204,13 +206,17 @@ impl Wal {
             };
             let size = flight.size + next.size;
             let bytes = next.size.head + next.size.data;
-            let room = if next.control {
+            // What a segment said before its control record goes with it.
+            let urgent = next.control || next.segment.is_some_and(|segment| self.controls.contains_key(&segment));
+            let room = if urgent {
                 self.ring.fits(size, CONTROLS_TO)
             } else {
-                self.ring.fits(size, CHANGES_TO) && budget >= bytes.min(BLOCK_SIZE) && self.is_within(map, next, &taken)
+                // Nobody passes one that waits for room: it would wait for ever.
+                full_up |= !self.ring.fits(size, CHANGES_TO) || budget < bytes.min(BLOCK_SIZE);
+                !full_up && self.is_within(map, next, &taken)
             };
             if next.landed && !behind && room {
-                if !next.control {
+                if !urgent {
                     budget = budget.saturating_sub(bytes);
                     if let (Some(segment), true) = (next.segment, self.is_crowded(map)) {
                         *taken.entry(segment).or_default() += bytes;
@@ -218,8 +224,10 @@ impl Wal {
                 }
                 flight.size = size;
                 let next = if at == 0 { self.queue.pop_front() } else { self.queue.remove(at) };
-                self.controls -= usize::from(next.as_ref().is_some_and(|next| next.control));
-                flight.items.extend(next);
+                if let Some(next) = next {
+                    self.taken(&next);
+                    flight.items.push(next);
+                }
                 continue;
             }
             self.blocked |= next.landed && !behind;
@@ -229,12 +237,23 @@ impl Wal {
             }
             at += 1;
             // Further behind only control records, or other segments while there is room, can still go.
-            if self.controls == 0 && (budget < BLOCK_SIZE || self.ring.is_above(CHANGES_TO - 1)) {
+            if self.controls.is_empty() && full_up {
                 break;
             }
         }
         if slow {
             self.credit = budget;
+        }
+    }
+
+    fn taken(&mut self, queued: &Queued) {
+        if let (true, Some(segment)) = (queued.control, queued.segment)
+            && let Some(count) = self.controls.get_mut(&segment)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.controls.remove(&segment);
+            }
         }
     }
 
