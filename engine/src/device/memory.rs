@@ -323,6 +323,15 @@ impl MemoryDevice {
         self.running.len()
     }
 
+    /// Their tags, in the order in which they were started.
+    #[must_use]
+    pub fn tags(&self) -> Vec<Tag> {
+        let tag = |running: &Running| match running {
+            Running::Read { tag, .. } | Running::Write { tag, .. } | Running::Flush { tag } => *tag,
+        };
+        self.running.iter().map(tag).collect()
+    }
+
     /// Finishes the operation at `index` of those under way; the next `reap` gives it.
     pub fn finish(&mut self, index: usize) {
         let mut done = std::mem::take(&mut self.finished);
@@ -392,7 +401,8 @@ impl Device for MemoryDevice {
                 Operation::Read { offset, buffer } => Running::Read { tag, offset, buffer },
                 Operation::Write { offset, buffer, durable } => self.fly(tag, offset, buffer, durable),
                 Operation::WriteVectored { offset, buffer, pieces, durable } => {
-                    let parts: Vec<&[u8]> = buffer.iter().map(|buffer| &buffer[..]).chain(pieces.iter().map(|p| &p[..])).collect();
+                    let parts: Vec<&[u8]> =
+                        buffer.iter().map(|buffer| &buffer[..]).chain(pieces.iter().map(|p| &p[..])).collect();
                     let mut whole = AlignedBuf::zeroed(parts.iter().map(|part| part.len()).sum());
                     let mut at = 0;
                     for part in parts {

@@ -146,8 +146,13 @@ impl UringDevice {
             }
             Operation::WriteVectored { offset, buffer, pieces, durable } => {
                 let flags = if durable { libc::RWF_DSYNC } else { 0 };
-                let vector = |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-                let vectors = buffer.iter().map(|buffer| vector(buffer)).chain(pieces.iter().map(|piece| vector(piece))).collect();
+                let vector =
+                    |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+                let vectors = buffer
+                    .iter()
+                    .map(|buffer| vector(buffer))
+                    .chain(pieces.iter().map(|piece| vector(piece)))
+                    .collect();
                 let pieces = Box::new(Pieces { _bytes: pieces, vectors });
                 let write = opcode::Writev::new(fd, pieces.vectors.as_ptr(), pieces.vectors.len() as u32)
                     .offset(self.base + offset)

@@ -169,7 +169,8 @@ impl Hold {
         };
         if let Some(geometry) = fresh {
             let (boot, revision) = (BootCount(0), Revision(0));
-            let superblock = Superblock { features: 0, compatible: 0, cluster, node: config.id, device, boot, geometry, revision };
+            let superblock =
+                Superblock { features: 0, compatible: 0, cluster, node: config.id, device, boot, geometry, revision };
             store::format(&mut file, &superblock).map_err(|error| HoldError::Format { path: path.clone(), error })?;
             tracing::info!(path = %path.display(), %device, "the device was formatted");
         }

@@ -115,7 +115,10 @@ impl Extents {
         }
         for chunk in self.chunks.iter_mut().flatten().filter(|chunk| chunk.homes.iter().any(Home::is_lost)) {
             chunk.dirty = true;
-            Rc::make_mut(&mut chunk.homes).iter_mut().filter(|home| home.is_lost()).for_each(|home| *home = Home::default());
+            Rc::make_mut(&mut chunk.homes)
+                .iter_mut()
+                .filter(|home| home.is_lost())
+                .for_each(|home| *home = Home::default());
         }
     }
 

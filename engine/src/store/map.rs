@@ -209,7 +209,9 @@ impl Replica {
         }
         let done = logged.left == 0;
         for (extent, slab) in homes {
-            let Some(Logged { entry: LogEntry { kind: Kind::Write(write), .. }, .. }) = self.log.get(&seq) else { break };
+            let Some(Logged { entry: LogEntry { kind: Kind::Write(write), .. }, .. }) = self.log.get(&seq) else {
+                break;
+            };
             ledger.sums.push(NewSums { slab, known: u32::MAX, sums: write.sums_of(extent) });
             self.rehome(extent, Home { stamp: seq, slab, present: u32::MAX }, ledger);
         }

@@ -14,8 +14,8 @@ use engine_core::record::{Record, Recovered, Standing};
 
 use super::extents::{CHUNK_EXTENTS, Extents, Home};
 use super::format::{
-    CellLabel, PageLabel, ROOT_HEADER, RootHeader, RootReplica, WalRecord, crc, decode_body, decode_header, decode_page,
-    record_size,
+    CellLabel, PageLabel, ROOT_HEADER, RootHeader, RootReplica, WalRecord, crc, decode_body, decode_header,
+    decode_page, record_size,
 };
 use super::ledger::Batch;
 use super::map::{Map, Replica};

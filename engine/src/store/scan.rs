@@ -115,8 +115,5 @@ impl<'a, W: WholeDevice> Scan<'a, W> {
 }
 
 fn is_suspect(record: &WalRecord) -> bool {
-    matches!(
-        record,
-        WalRecord::Entry { entry: LogEntry { kind: Kind::Write(Write { suspect: true, .. }), .. }, .. }
-    )
+    matches!(record, WalRecord::Entry { entry: LogEntry { kind: Kind::Write(Write { suspect: true, .. }), .. }, .. })
 }
