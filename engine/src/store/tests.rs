@@ -3,6 +3,7 @@
 
 mod crash;
 mod large;
+mod restart;
 mod stories;
 
 use std::cell::Cell;
