@@ -109,7 +109,7 @@ impl<D: Device> ShardStore<D> {
     fn start_copy(&mut self, waiting: Waiting) -> Option<Waiting> {
         let Waiting { segment, life, copy, repair, ticket } = &waiting;
         let replica = self.map.replicas.get(segment).filter(|replica| replica.life == *life && !replica.dropping)?;
-        let stamp = replica.full_stamp(copy.extent);
+        let stamp = if *repair { replica.extents.home(copy.extent).stamp } else { replica.full_stamp(copy.extent) };
         if stamp > copy.stamp || stamp == copy.stamp && !repair {
             self.events.push(Event::CopiedIn(*ticket));
             return None;

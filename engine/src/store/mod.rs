@@ -108,11 +108,8 @@ pub trait Store {
     /// when the replica is not here or ends, or the copy is malformed.
     fn copy_in(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket);
 
-    /// Puts an extent's copy in place although the own stamp is the same: what is damaged here is whole again.
-    /// `Event::CopiedIn`.
-    fn repair_in(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket) {
-        self.copy_in(segment, copy, ticket);
-    }
+    /// Like `copy_in`, for an extent found damaged: also where the own home has the same stamp. `Event::CopiedIn`.
+    fn mend(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket);
 
     /// Blocks found damaged since it was opened and not replaced since, as far as they are remembered.
     fn damaged(&self) -> Vec<(SegmentId, BlockIndex)> {

@@ -134,7 +134,7 @@ impl<D: Device> ShardStore<D> {
         let mut left = parts.len();
         for (index, part) in parts.iter_mut().enumerate() {
             let offset = self.block_at(part.slab, part.first % EXTENT_BLOCKS);
-            let buffer = AlignedBuf::zeroed((part.end - part.first) as usize * BLOCK);
+            let buffer = AlignedBuf::to_fill((part.end - part.first) as usize * BLOCK);
             let purpose = Purpose::Read { job: id, part: index, slab: part.slab };
             self.submit(purpose, Operation::Read { offset, buffer });
             if !part.resolve(&mut self.sums) {
@@ -154,7 +154,7 @@ impl<D: Device> ShardStore<D> {
     /// Reads a page of checksums unless it is here or on its way.
     pub(crate) fn ask_page(&mut self, page: u32) {
         if self.sums.wants(page) {
-            let (offset, buffer) = (self.region.sums_at(page), AlignedBuf::zeroed(BLOCK));
+            let (offset, buffer) = (self.region.sums_at(page), AlignedBuf::to_fill(BLOCK));
             self.submit(Purpose::Page(page), Operation::Read { offset, buffer });
         }
     }
@@ -162,7 +162,7 @@ impl<D: Device> ShardStore<D> {
     /// A page of checksums is there; `None`: the device cannot read it.
     pub(crate) fn on_page(&mut self, page: u32, buffer: Option<AlignedBuf>) {
         if !self.sums.arrived(page, buffer) {
-            let (offset, buffer) = (self.region.sums_at(page), AlignedBuf::zeroed(BLOCK));
+            let (offset, buffer) = (self.region.sums_at(page), AlignedBuf::to_fill(BLOCK));
             return self.submit(Purpose::Page(page), Operation::Read { offset, buffer });
         }
         for (id, part) in self.reads.pages.remove(&page).unwrap_or_default() {

@@ -265,12 +265,13 @@ impl<D: Device> ShardStore<D> {
 /// A buffer with these bytes.
 pub(crate) fn aligned(parts: &[&[u8]]) -> AlignedBuf {
     let len: usize = parts.iter().map(|part| part.len()).sum();
-    let mut buffer = AlignedBuf::zeroed(len.next_multiple_of(4096));
+    let mut buffer = AlignedBuf::to_fill(len.next_multiple_of(4096));
     let mut at = 0;
     for part in parts {
         buffer[at..at + part.len()].copy_from_slice(part);
         at += part.len();
     }
+    buffer[at..].fill(0);
     buffer
 }
 
@@ -359,7 +360,7 @@ impl<D: Device> Store for ShardStore<D> {
         }
     }
 
-    fn repair_in(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket) {
+    fn mend(&mut self, segment: SegmentId, copy: ExtentCopy, ticket: Ticket) {
         if !self.failed {
             self.queue_copy(segment, copy, true, ticket);
         }

@@ -182,7 +182,7 @@ impl SumStore {
         let kept = &self.kept[*self.places.get(&page)?];
         let sealing = self.sealing.get_mut(&page).filter(|sealing| !sealing.submitted)?;
         sealing.submitted = true;
-        let mut bytes = AlignedBuf::zeroed(4096);
+        let mut bytes = AlignedBuf::to_fill(4096);
         bytes.copy_from_slice(&kept.bytes);
         for (slab, sums) in &sealing.slabs {
             put_sums(&mut bytes, self.label, *slab, sums.known, &sums.sums);

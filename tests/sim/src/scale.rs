@@ -132,7 +132,16 @@ fn node(id: NodeId, replicas: u64) -> Node {
     let size = (WAL_SIZE_MIN + slabs * (EXTENT_SIZE + 512) + (256 << 20)).next_multiple_of(1 << 20);
     let geometry = Geometry::plan(size, 1, WAL_SIZE_MIN).expect("large enough");
     let (device, boot) = (DeviceId(u128::from(id.0)), BootCount(0));
-    let blank = Superblock { features: 0, compatible: 0, cluster: CLUSTER, node: id, device, boot, geometry, revision: Revision(0) };
+    let blank = Superblock {
+        features: 0,
+        compatible: 0,
+        cluster: CLUSTER,
+        node: id,
+        device,
+        boot,
+        geometry,
+        revision: Revision(0),
+    };
     let mut disk = engine::device::memory::Disk::new(size);
     store::format(&mut disk, &blank).expect("a blank disk");
     let superblock = store::open(&mut disk, CLUSTER, id).expect("a formatted disk");

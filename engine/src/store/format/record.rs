@@ -227,15 +227,16 @@ pub(crate) fn record_size(record: &WalRecord) -> Size {
     Size { head: size.0 as u64, data: record.data().map_or(0, |data| data.len() as u64) }
 }
 
-/// The front of a batch into `buffer`, which is cleared and made long enough, and the data that follows it. `size` is
-/// the sum of the records'.
+/// The front of a batch, and the data that follows it. `size` is the sum of the records'.
 pub(crate) fn encode_batch<'a>(
     header: &BatchHeader,
     records: impl Iterator<Item = &'a WalRecord>,
     size: Size,
 ) -> (AlignedBuf, Vec<Bytes>) {
     let head = BATCH_HEADER + usize::try_from(size.head).expect("bounded by PERSIST_BYTES_MAX");
-    let mut buffer = AlignedBuf::zeroed(head.next_multiple_of(4096));
+    let mut buffer = AlignedBuf::to_fill(head.next_multiple_of(4096));
+    buffer[..BATCH_HEADER].fill(0);
+    buffer[head..].fill(0);
     let mut data = Vec::new();
     let mut sink = Cursor::new(&mut buffer[BATCH_HEADER..head]);
     for record in records {

@@ -118,7 +118,7 @@ fn a_damaged_block_is_whole_again_after_a_copy_of_the_same_stamp() {
     store.copy_in(segment(0), copy(), Ticket(2));
     run(&mut store);
     assert!(read(&mut store, 0, 8).is_err(), "an ordinary copy of the same stamp changes nothing");
-    store.repair_in(segment(0), copy(), Ticket(3));
+    store.mend(segment(0), copy(), Ticket(3));
     run(&mut store);
     assert_eq!((read(&mut store, 0, 8), store.damaged()), (Ok(vec![5; 8]), vec![]));
     drop(store);
