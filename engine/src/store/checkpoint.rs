@@ -22,12 +22,15 @@ use crate::device::{Device, Operation};
 /// Bytes of a body written at a time.
 const CHUNK: usize = 256 * 1024;
 
+/// A map page as it is when a checkpoint is taken: its place, whose it is, and what it holds.
+type TakenPage = (u32, PageLabel, Rc<Homes>);
+
 /// A checkpoint while it is written.
 #[derive(Debug)]
 struct Writing {
     header: RootHeader,
-    /// Map pages not written yet, as they were when it was taken: which place, and whose.
-    pages: VecDeque<(u32, PageLabel, Rc<Homes>)>,
+    /// Map pages not written yet.
+    pages: VecDeque<TakenPage>,
     /// Pages of checksums not asked for yet.
     sums: VecDeque<u32>,
     body: Vec<u8>,
@@ -129,7 +132,7 @@ impl<D: Device> ShardStore<D> {
     }
 
     /// The body, and the pages that changed, each with its new place.
-    fn take_pages(&mut self) -> (Vec<u8>, VecDeque<(u32, PageLabel, Rc<Homes>)>) {
+    fn take_pages(&mut self) -> (Vec<u8>, VecDeque<TakenPage>) {
         let (mut body, mut changed) = (Vec::new(), VecDeque::new());
         for (segment, replica) in &mut self.map.replicas {
             let mut pages = Vec::new();

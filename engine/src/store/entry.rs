@@ -39,8 +39,7 @@ pub(crate) enum Place<'a> {
 impl Write {
     /// The checksum of a block of the segment.
     pub(crate) fn sum(&self, block: u32) -> u32 {
-        let at = (block - self.block.0) as usize * 4;
-        self.sums.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes)
+        super::format::sum_at(&self.sums, (block - self.block.0) as usize)
     }
 
     /// Where a block of the segment, which this writes, is.

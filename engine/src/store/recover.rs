@@ -115,8 +115,8 @@ fn load_pages(
     let mut taken = Taken::none(region.pages);
     let mut wanted = Vec::new();
     for RootReplica { segment, meta, damaged, commit, pages } in replicas {
-        let chunks = meta.config.extents.div_ceil(CHUNK_EXTENTS as u32);
-        for page in pages.into_iter().filter(|page| page.chunk < chunks) {
+        let chunks = u64::from(meta.config.extents).div_ceil(CHUNK_EXTENTS as u64);
+        for page in pages.into_iter().filter(|page| u64::from(page.chunk) < chunks) {
             let label = PageLabel { device: label.device, shard: label.shard, segment, chunk: page.chunk };
             let known = taken.take(page.place);
             wanted.push((page.place, page.sum, label, known));

@@ -4,6 +4,7 @@
 mod crash;
 mod large;
 mod restart;
+mod ring;
 mod stories;
 
 use std::cell::Cell;

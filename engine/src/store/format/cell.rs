@@ -11,13 +11,12 @@ use crate::device::buffer::AlignedBuf;
 
 const MAGIC: u32 = 0x5343_5742; // "BWCS"
 const CELL: usize = 512;
-const CELLS: usize = 8;
 const CELL_SLABS: u32 = 3;
-/// Slabs of one page.
-pub(crate) const PAGE_SLABS: u32 = CELL_SLABS * CELLS as u32;
+/// Slabs of one page: eight cells.
+pub(crate) const PAGE_SLABS: u32 = CELL_SLABS * 8;
 const BLOCKS: usize = EXTENT_BLOCKS as usize;
 const HEADER: usize = 128;
-const _: () = assert!(HEADER + CELL_SLABS as usize * BLOCKS * 4 == CELL);
+const _: () = assert!(HEADER + CELL_SLABS as usize * BLOCKS * 4 == CELL && CELL * 8 == 4096);
 
 /// Checksums of a slab's blocks.
 pub(crate) type Sums = [u32; BLOCKS];
@@ -58,8 +57,13 @@ pub(crate) fn is_whole(page: &[u8], label: CellLabel, slab: u32) -> bool {
 /// The checksum of one block, from a page whose cell is whole.
 pub(crate) fn sum_in(page: &[u8], slab: u32, block: u32) -> u32 {
     let (_, sums) = place(slab);
-    let at = sums + block as usize * 4;
-    page.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes)
+    sum_at(page.get(sums..).unwrap_or(&[]), block as usize)
+}
+
+/// One of a list of checksums; 0 where it has none.
+pub(crate) fn sum_at(sums: &[u8], index: usize) -> u32 {
+    let bytes = sums.get(index * 4..index * 4 + 4).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, u32::from_le_bytes)
 }
 
 /// Puts the checksums of the blocks in `known` into a page. What a cell that is not whole held is gone: its other

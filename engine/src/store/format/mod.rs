@@ -9,7 +9,7 @@ mod record;
 mod root;
 mod superblock;
 
-pub(crate) use cell::{CellLabel, PAGE_SLABS, Sums, is_whole, put_sums, sum_in};
+pub(crate) use cell::{CellLabel, PAGE_SLABS, Sums, is_whole, put_sums, sum_at, sum_in};
 pub(crate) use page::{PageLabel, decode_page, encode_page};
 pub(crate) use record::{
     BATCH_HEADER, BatchHeader, MapRecord, Size, WalRecord, decode_batch, encode_batch, peek, record_size,
