@@ -3,6 +3,7 @@
 
 mod crash;
 mod large;
+mod real;
 mod restart;
 mod ring;
 mod stories;

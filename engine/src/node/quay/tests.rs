@@ -37,7 +37,8 @@ fn blank() -> Disk {
     let size = (WAL_SIZE_MIN + (64 << 20) + 256 * EXTENT_SIZE).next_multiple_of(1 << 20);
     let geometry = Geometry::plan(size, 1, WAL_SIZE_MIN).unwrap();
     let (device, boot, revision) = (DeviceId(1), BootCount(0), Revision(0));
-    let superblock = Superblock { features: 0, cluster: CLUSTER, node: OWN, device, boot, geometry, revision };
+    let superblock =
+        Superblock { features: 0, compatible: 0, cluster: CLUSTER, node: OWN, device, boot, geometry, revision };
     let mut disk = Disk::new(size);
     store::format(&mut disk, &superblock).unwrap();
     disk
