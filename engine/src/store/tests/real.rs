@@ -31,7 +31,7 @@ fn small_and_large_writes_come_back_after_a_restart() {
     let Some(dir) = direct_dir() else { return };
     let size = 40 * MIB;
     let mut file = DeviceFile::create(&dir.path().join("device"), size, &mut |_| ()).unwrap();
-    crate::store::format(&mut file, &superblock(size, MIB)).unwrap();
+    crate::store::format(&mut file, &superblock(size, 4 * MIB)).unwrap();
     let mut store = reopen(&file);
     store.persist(vec![create(segment(0), 32)], Ticket(0));
     wait(&mut store, |event| matches!(event, Event::Persisted(Ticket(0))));
