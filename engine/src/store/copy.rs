@@ -33,17 +33,6 @@ pub(crate) struct CopyJob {
     pub(crate) record: MapRecord,
 }
 
-/// A copy as it came.
-#[derive(Debug)]
-struct Arrived {
-    segment: SegmentId,
-    life: u64,
-    copy: ExtentCopy,
-    /// The own home is damaged: it goes, even when it has the same stamp.
-    mends: bool,
-    ticket: Ticket,
-}
-
 /// Copies waiting and under way.
 #[derive(Debug, Default)]
 pub(crate) struct Copies {
