@@ -6,7 +6,7 @@ use engine_core::config::Config;
 use engine_core::message::{Decision, FromAuthority, Peer, Refusal};
 
 /// States a long run has to reach.
-pub(crate) const STATES: [&str; 33] = [
+pub(crate) const STATES: [&str; 36] = [
     "state: election won",
     "state: primary kept over a change of members",
     "state: member left out",
@@ -40,6 +40,9 @@ pub(crate) const STATES: [&str; 33] = [
     "refusal: old session",
     "refusal: unknown",
     "state: a damaged block was refused to a client",
+    "state: a rolled-back device was not trusted",
+    "state: a volume more was made",
+    "state: no space for another volume",
 ];
 
 /// Counters by name.
@@ -127,6 +130,9 @@ impl Coverage {
     pub(crate) fn decided(&mut self, said: &FromAuthority) {
         match said {
             FromAuthority::Decisions(decisions) => decisions.iter().for_each(|decision| self.decision(decision)),
+            FromAuthority::Registered { trusted: false, .. } => {
+                self.count("state: a rolled-back device was not trusted");
+            }
             FromAuthority::Release { .. } => self.count("state: copy released"),
             _ => {}
         }

@@ -67,6 +67,38 @@ impl World {
         }
     }
 
+    /// Somebody makes volumes until there is no space for another one.
+    pub(crate) fn fill(&mut self, copies: u8, min_copies: u8, megabytes: u64) {
+        self.fillers += 1;
+        let request = CreateVolume {
+            name: format!("filler-{}", self.fillers),
+            size: megabytes * MIB,
+            copies: Some(copies),
+            min_copies: Some(min_copies),
+            segment_size: Some(512 * MIB),
+            zone: None,
+            spread: Some(Spread::Node),
+        };
+        let call = self.ask(Call::Create(request));
+        self.filling.push(call);
+    }
+
+    /// Looks what became of them.
+    pub(crate) fn poll_filling(&mut self) {
+        let first = self.seat.first_call;
+        let Self { filling, seat, coverage, .. } = self;
+        filling.retain(|call| {
+            match seat.answers.remove(call) {
+                Some(Ok(_)) => coverage.count("state: a volume more was made"),
+                // I13: that is all lack of space is.
+                Some(Err(reason)) if reason.contains("space") => coverage.count("state: no space for another volume"),
+                Some(Err(_)) => {}
+                None => return call.0 >= first,
+            }
+            false
+        });
+    }
+
     pub(crate) fn ask_attach(&mut self) -> CallId {
         self.ask(Call::Attach(VOLUME.into(), AttachVolume { client: "sim".into() }))
     }

@@ -66,6 +66,7 @@ impl World {
     /// Load goes on, as long as there is one.
     pub(crate) fn on_load(&mut self) {
         self.poll_attach();
+        self.poll_filling();
         let mut every = Span::millis(2);
         if let Some(load) = self.load.take() {
             load.step(self);

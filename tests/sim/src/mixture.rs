@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use engine::device::memory::Disk;
 use engine_core::ids::NodeId;
 use engine_core::limits::DRIFT_PER_MILLE;
 use engine_core::random::Random;
@@ -13,7 +14,7 @@ use engine_core::time::{Span, Time};
 
 use crate::faults::RESET;
 use crate::network::{DELAY, NETS, Net};
-use crate::world::{DISK_SLOW, SEAT_SLOW, World};
+use crate::world::{DISK_SLOW, SEAT_SLOW, Shape, World};
 
 macro_rules! faults {
     ($($(#[$doc:meta])* $fault:ident = $name:literal, $weight:literal;)*) => {
@@ -63,6 +64,8 @@ faults! {
     DiskFull = "fault: write error (ENOSPC)", 1;
     /// The victim is gone for good; another node comes.
     DiskLost = "fault: disk lost", 1;
+    /// An image of the victim's disk is taken while it is off; later, after it has run on, it is put back.
+    RolledBack = "fault: device rolled back", 2;
     BitRot = "fault: bit rot", 1;
     Unreadable = "fault: sector unreadable", 1;
     Misdirected = "fault: write misdirected", 1;
@@ -70,6 +73,10 @@ faults! {
     Drift = "fault: clocks drift within bounds", 2;
     WildClock = "fault: clocks drift beyond bounds", 1;
     AuthorityDies = "fault: authority dies", 2;
+    /// It stands still, its connections stay; then it hears everything at once.
+    AuthorityStalls = "fault: authority stands still", 2;
+    /// It is started elsewhere, where the clock is ahead or behind.
+    AuthorityMoves = "fault: authority restarts with another clock", 2;
     AuthoritySlow = "fault: authority slow", 1;
     AuthorityMute = "fault: decisions lost", 1;
     AuthorityCut = "fault: node cut from the authority", 2;
@@ -77,6 +84,8 @@ faults! {
     ClientReset = "fault: client connections reset", 2;
     ClientDies = "fault: client dies", 2;
     ClientReplaced = "fault: client replaced", 2;
+    /// Volumes are made until no node has space for another one.
+    Full = "fault: nodes full", 1;
     ZoneOff = "fault: zone off", 2;
     ZoneCut = "fault: zone cut off", 2;
 }
@@ -94,14 +103,16 @@ pub(crate) struct Mixture {
     victim: NodeId,
     /// Nodes that do not come back.
     gone: BTreeSet<NodeId>,
-    extents: u64,
+    shape: Shape,
+    /// An image of the victim's disk, older than what it has done since.
+    image: Option<Disk>,
     /// Faults made.
     pub(crate) made: u64,
 }
 
 impl Mixture {
     /// Draws the kinds. `keeps`: a copy may be lost for good and all is still there.
-    pub(crate) fn draw(w: &World, random: &mut Random, extents: u64, keeps: bool) -> Self {
+    pub(crate) fn draw(w: &World, random: &mut Random, shape: &Shape, keeps: bool) -> Self {
         let zones: BTreeSet<&str> = w.places.values().map(|place| place.zone.as_str()).collect();
         let possible = |fault: Fault| match fault {
             _ if fault.is_damage() => keeps,
@@ -123,7 +134,7 @@ impl Mixture {
         }
         let all: Vec<NodeId> = w.places.keys().copied().collect();
         let victim = aim(w, random, &all).expect("a world has nodes");
-        Self { kinds, victim, gone: BTreeSet::new(), extents, made: 0 }
+        Self { kinds, victim, gone: BTreeSet::new(), shape: *shape, image: None, made: 0 }
     }
 
     /// Makes one fault, of the kinds that were drawn; sometimes brings back what is down instead.
@@ -163,7 +174,7 @@ impl Mixture {
         w.lose(node);
         self.gone.insert(node);
         let zone = w.places[&node].zone.clone();
-        let new = w.add_node(&zone, self.extents);
+        let new = w.add_node(&zone, self.shape.extents);
         w.start(new);
         if node == self.victim {
             // Another one may be the next, once what was lost is there again.
@@ -209,9 +220,12 @@ impl Mixture {
             Fault::CutPrimaryNet => cut_net(w, Net::Primary, one),
             Fault::CutReplicationNet => cut_net(w, Net::Replication, one),
             Fault::Flap => return flap(w, random, one, other),
-            Fault::AuthorityDies | Fault::AuthoritySlow | Fault::AuthorityMute | Fault::AuthorityCut => {
-                authority(w, random, fault, one);
-            }
+            Fault::AuthorityDies
+            | Fault::AuthorityStalls
+            | Fault::AuthorityMoves
+            | Fault::AuthoritySlow
+            | Fault::AuthorityMute
+            | Fault::AuthorityCut => authority(w, random, fault, one),
             Fault::ClientCut => w.cut_client(one),
             Fault::ClientReset => w.drop_conns(one, RESET),
             Fault::ClientDies => {
@@ -219,6 +233,10 @@ impl Mixture {
                 w.begin_attach();
             }
             Fault::ClientReplaced => w.begin_attach(),
+            Fault::Full => {
+                let Shape { copies, min_copies, .. } = self.shape;
+                w.fill(copies, min_copies, [64, 128, 256, 440][random.between(0, 3) as usize]);
+            }
             _ => return self.disk(w, random, fault, one),
         }
         true
@@ -230,7 +248,7 @@ impl Mixture {
             if w.places[&victim].process.is_none() {
                 return false;
             }
-            w.damage |= fault != Fault::DiskLost;
+            w.damage |= !matches!(fault, Fault::DiskLost | Fault::RolledBack);
         }
         let hangs = w.now + Span::millis(random.between(100, 8_000));
         let place = w.places.get_mut(&one).expect("a node");
@@ -241,6 +259,7 @@ impl Mixture {
             // As of a device that was made without its space: it fails now and goes on failing.
             Fault::DiskFull => place.disk.fail_writes_with(1000, 28),
             Fault::DiskLost => self.replace(w, victim),
+            Fault::RolledBack => return self.roll_back(w),
             _ => {
                 let disk = w.places[&victim].disk.clone();
                 for _ in 0..random.between(1, 4) {
@@ -257,6 +276,20 @@ impl Mixture {
         true
     }
 
+    /// The victim's power fails: the first time an image of its disk is taken, the next time it is put back. It has begun
+    /// at least one boot in between, and what it has done since is lost (I9).
+    fn roll_back(&mut self, w: &mut World) -> bool {
+        let victim = self.victim;
+        w.crash(victim, false);
+        let image = self.image.take();
+        match &image {
+            Some(image) => w.roll_back(victim, image),
+            None => self.image = Some(w.places[&victim].disk.image()),
+        }
+        self.start(w, victim);
+        image.is_some()
+    }
+
     /// Everything is put right: what is down starts, who has a bad disk is replaced, a client is attached.
     pub(crate) fn heal(&mut self, w: &mut World) {
         w.heal();
@@ -266,9 +299,10 @@ impl Mixture {
         if w.damage && !self.gone.contains(&self.victim) {
             self.replace(w, self.victim);
         }
+        let now = w.now;
+        w.seat.clock.run(now, 0);
         let all: Vec<NodeId> = w.places.keys().copied().filter(|node| !self.gone.contains(node)).collect();
         for node in all {
-            let now = w.now;
             let place = w.places.get_mut(&node).expect("a node");
             place.disk_slow = DISK_SLOW;
             place.disk_hangs = Time(0);
@@ -284,6 +318,7 @@ impl Mixture {
             }
             self.start(w, node);
         }
+        w.resume_authority();
         if w.seat.machine.is_none() {
             w.start_authority();
         }
@@ -296,7 +331,10 @@ impl Mixture {
 impl Fault {
     /// Whether it may take away what a copy has promised to keep.
     const fn is_damage(self) -> bool {
-        matches!(self, Self::DiskLost | Self::BitRot | Self::Unreadable | Self::Misdirected | Self::LostWrite)
+        matches!(
+            self,
+            Self::RolledBack | Self::DiskLost | Self::BitRot | Self::Unreadable | Self::Misdirected | Self::LostWrite
+        )
     }
 }
 
@@ -319,6 +357,7 @@ fn aim(w: &World, random: &mut Random, up: &[NodeId]) -> Option<NodeId> {
 
 fn drift(w: &mut World, random: &mut Random, most: i64) -> bool {
     let now = w.now;
+    w.seat.clock.run(now, random.between(0, 2 * most as u64) as i64 - most);
     for place in w.places.values_mut() {
         place.clock.run(now, random.between(0, 2 * most as u64) as i64 - most);
     }
@@ -380,6 +419,8 @@ fn authority(w: &mut World, random: &mut Random, fault: Fault, one: NodeId) {
     match fault {
         Fault::AuthorityDies if w.seat.machine.is_some() => w.stop_authority(),
         Fault::AuthorityDies => w.start_authority(),
+        Fault::AuthorityStalls => w.stall_authority(Span::millis(random.between(100, 12_000))),
+        Fault::AuthorityMoves => w.move_authority(random.between(0, 1 << 41)),
         Fault::AuthoritySlow => w.seat.slow = Span::millis(random.between(5, 3_000)),
         Fault::AuthorityMute => w.seat.mute_decisions = !w.seat.mute_decisions,
         _ => w.cut_authority(one),

@@ -17,7 +17,7 @@ impl World {
     /// Starts the authority, over its records.
     pub(crate) fn start_authority(&mut self) {
         let seed = self.random.next_u64();
-        let setup = Setup { now: self.now, cluster: CLUSTER, grace: self.grace, seed };
+        let setup = Setup { now: self.seat.clock.at(self.now), cluster: CLUSTER, grace: self.grace, seed };
         let records = self.seat.records.values().cloned().collect();
         self.seat.machine = Some(Authority::restore(records, &setup).expect("its own records"));
         self.seat.life += 1;
@@ -29,10 +29,35 @@ impl World {
     /// The authority's process is gone; its records stay.
     pub(crate) fn stop_authority(&mut self) {
         self.seat.machine = None;
+        self.seat.stalled = None;
+        self.seat.accepted.clear();
         let sessions = std::mem::take(&mut self.seat.sessions);
         for (node, life) in sessions.into_values() {
             self.register_soon(node, life);
         }
+    }
+
+    /// The authority's process stands still; its connections stay.
+    pub(crate) fn stall_authority(&mut self, span: Span) {
+        if self.seat.machine.is_some() && self.seat.stalled.is_none() {
+            self.seat.stalled = Some(Vec::new());
+            let life = self.seat.life;
+            self.after(span, Event::AuthorityResumes(life));
+        }
+    }
+
+    /// It goes on: time has passed, and whatever was said meanwhile is heard at once.
+    pub(crate) fn resume_authority(&mut self) {
+        for input in self.seat.stalled.take().into_iter().flatten() {
+            self.tell_authority(input);
+        }
+    }
+
+    /// The authority is started on a host whose clock stands elsewhere, earlier or later.
+    pub(crate) fn move_authority(&mut self, clock: u64) {
+        self.stop_authority();
+        self.seat.clock = crate::clock::Clock::new(clock);
+        self.start_authority();
     }
 
     pub(crate) fn register_soon(&mut self, node: NodeId, life: u64) {
@@ -99,14 +124,22 @@ impl World {
     }
 
     pub(crate) fn tell_authority(&mut self, input: Input) {
+        if let Some(unheard) = &mut self.seat.stalled {
+            if !matches!(input, Input::Tick) {
+                unheard.push(input);
+            }
+            return;
+        }
         let Some(machine) = &mut self.seat.machine else { return };
         let mut effects = Effects::new();
-        machine.handle(self.now, input, &mut effects);
+        machine.handle(self.seat.clock.at(self.now), input, &mut effects);
         let list: Vec<Effect> = effects.drain().collect();
         for effect in list {
             match effect {
                 Effect::Save(changes) => self.save(changes),
-                Effect::Accept { .. } => {}
+                Effect::Accept { session, node } => {
+                    self.seat.accepted.insert(node, session);
+                }
                 Effect::Refuse { session, reason } => self.refused(session, &reason),
                 Effect::Send { to, message } => self.authority_says(to, message),
                 Effect::Answer { call, result } => {
@@ -136,7 +169,8 @@ impl World {
         if self.seat.mute_decisions && matches!(message, FromAuthority::Decisions(_)) {
             return;
         }
-        let Some(session) = self.places.get(&to).and_then(|place| place.session) else { return };
+        // By the connection it was accepted with: a later one may be open, and not heard of yet.
+        let Some(session) = self.seat.accepted.get(&to).copied() else { return };
         if self.seat.sessions.contains_key(&session) {
             self.coverage.decided(&message);
             let at = self.seat_heard();

@@ -50,7 +50,7 @@ pub fn swarm(seed: u64, seconds: u64) -> Outcome {
     let begun = w.now;
     w.load = Some(load(&w, &shape, &mut random));
     let keeps = shape.min_copies >= 2;
-    let mut mixture = Mixture::draw(&w, &mut random, shape.extents, keeps);
+    let mut mixture = Mixture::draw(&w, &mut random, &shape, keeps);
     w.say(&format!("{shape:?} {mixture:?} {:?}", w.load));
     while w.now.since(begun) < Span::seconds(seconds) || mixture.made < FAULTS_MIN {
         for _ in 0..random.between(2, 8) {

@@ -84,6 +84,8 @@ pub(crate) enum Event {
         message: FromAuthority,
     },
     AuthorityTick(u64),
+    /// An authority that stands still goes on.
+    AuthorityResumes(u64),
     Load,
     ClientTick(ClientId),
     ClientDial {
@@ -170,6 +172,8 @@ pub(crate) struct Seat {
     pub(crate) machine: Option<Authority>,
     pub(crate) records: BTreeMap<Key, StoredRecord>,
     pub(crate) sessions: BTreeMap<SessionRef, (NodeId, u64)>,
+    /// By which connection a node is spoken to.
+    pub(crate) accepted: BTreeMap<NodeId, SessionRef>,
     pub(crate) last_session: u64,
     pub(crate) life: u64,
     pub(crate) cut: BTreeSet<NodeId>,
@@ -183,6 +187,10 @@ pub(crate) struct Seat {
     pub(crate) accepting: bool,
     /// How long a message to it or from it takes.
     pub(crate) slow: Span,
+    /// Its host's clock; another one after some starts.
+    pub(crate) clock: Clock,
+    /// What it has not heard, while it stands still.
+    pub(crate) stalled: Option<Vec<Input>>,
     /// Earliest arrival there, and back.
     there: Time,
     back: Time,
@@ -194,9 +202,12 @@ pub(crate) const SEAT_SLOW: Span = Span(200_000);
 impl Seat {
     const fn new() -> Self {
         Self {
+            clock: Clock::new(1 << 40),
+            stalled: None,
             machine: None,
             records: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            accepted: BTreeMap::new(),
             last_session: 0,
             accepting: false,
             life: 0,
@@ -262,6 +273,9 @@ pub(crate) struct World {
     pub(crate) chronicle: Rc<RefCell<Chronicle>>,
     pub(crate) peeked: BTreeMap<NodeId, BTreeMap<u32, u64>>,
     pub(crate) load: Option<crate::load::Load>,
+    /// Volumes that were asked for to fill the nodes.
+    pub(crate) filling: Vec<CallId>,
+    pub(crate) fillers: u64,
     pub(crate) grace: Span,
     /// Some disk has lied or rotted: damage may be found.
     pub(crate) damage: bool,
@@ -298,6 +312,8 @@ impl World {
             chronicle: Rc::default(),
             peeked: BTreeMap::new(),
             load: None,
+            filling: Vec::new(),
+            fillers: 0,
             grace: Span::seconds(5),
             damage: false,
             coverage: Coverage::default(),
@@ -416,6 +432,8 @@ impl World {
                     self.after(AUTHORITY_TICK, Event::AuthorityTick(life));
                 }
             }
+            Event::AuthorityResumes(life) if life == self.seat.life => self.resume_authority(),
+            Event::AuthorityResumes(_) => {}
             Event::Load => self.on_load(),
             Event::ClientTick(client) => self.on_client_tick(client),
             Event::ClientDial { client, node, attempt } => self.on_client_dial(client, node, attempt),

@@ -14,6 +14,7 @@ told! {
     a_hot_extent_does_not_keep_a_candidate_out: 30,
     an_old_member_with_a_tail_of_its_own_returns_and_the_tail_is_dropped: 31,
     only_the_way_back_of_a_joining_candidate_breaks: 40,
+    an_image_of_the_same_boot_is_noticed_by_a_primary_that_remembers: 41,
 }
 
 fn catch_up_copies_only_what_changed(seed: u64) {
@@ -124,6 +125,26 @@ fn only_the_way_back_of_a_joining_candidate_breaks(seed: u64) {
             w.sever(backup, primary, false);
         }
         expect_whole(&mut w, Span::seconds(12));
+        w.verify();
+    }
+}
+
+fn an_image_of_the_same_boot_is_noticed_by_a_primary_that_remembers(seed: u64) {
+    for away in [false, true] {
+        let mut w = busy(seed);
+        let (primary, backup) = (w.primary(), w.backups()[0]);
+        let image = w.places[&backup].disk.image();
+        w.run(Span::seconds(1));
+        if away {
+            // Nobody can leave it out: it is a member still when it comes back with less than it acknowledged (I9).
+            w.cut_authority(primary);
+        }
+        w.crash(backup, true);
+        w.roll_back(backup, &image);
+        w.start(backup);
+        w.run(Span::seconds(2));
+        w.heal();
+        expect_whole(&mut w, Span::seconds(20));
         w.verify();
     }
 }

@@ -16,7 +16,7 @@ told! {
 }
 
 /// Some slow operations of a device and a pause of the client; no lease, no silence, no deadline of anybody.
-const NO_GAP: Span = Span::millis(150);
+const NO_GAP: Span = Span::millis(100);
 
 fn a_primary_that_stops_hands_over_without_a_gap(seed: u64) {
     for seed in seed..seed + 300 * 8 {
