@@ -97,6 +97,8 @@ fn a_primary_that_is_alone_confirms_no_fence(seed: u64) {
     let (segment, first, second) = (w.segment(), w.primary(), w.backups()[0]);
     w.write(segment, 5, 1);
     w.expect_done(Span::seconds(2));
+    // Both know that it is committed: whoever leads alone has nothing undecided of its own.
+    w.run(Span::seconds(1));
     // A write that one of the two holds, and nobody has an answer to.
     w.block(first, second);
     w.write(segment, 5, 1);
