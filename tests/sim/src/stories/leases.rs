@@ -168,7 +168,7 @@ fn what_nobody_reads_is_mended_by_a_scrub(seed: u64) {
 
 fn what_nobody_can_mend_is_refused_and_never_shown(seed: u64) {
     let mut w = calm(seed);
-    let members = w.config(w.segment()).members.clone();
+    let members = w.config(w.segment()).members;
     rot(&mut w, &members);
     read_all(&mut w);
     let refused = w.coverage.times("state: a damaged block was refused to a client");
