@@ -455,7 +455,7 @@ async fn the_openapi_document_lists_every_path() {
             assert!(paths[path].get(method).is_some(), "{method} {path}");
         }
     }
-    assert_eq!(paths.len(), 16);
+    assert_eq!(paths.len(), 17);
     let schemas = document["components"]["schemas"].as_object().unwrap();
     for name in ["Status", "VolumeInfo", "VolumeMap", "Config", "Layout", "Explain", "ErrorBody", "CreateVolume"] {
         assert!(schemas.contains_key(name), "{name}");

@@ -15,6 +15,7 @@ use engine_core::message::Lane;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+use super::ears::Ears;
 use super::harbour::Harbour;
 use super::{clients, peers};
 use crate::wire::{self, Hello, Network, Who};
@@ -35,6 +36,8 @@ pub(crate) struct Doors {
     strangers: Arc<AtomicUsize>,
     clients: Arc<AtomicUsize>,
     peers: Arc<AtomicUsize>,
+    /// Which connection of a peer is listened to.
+    pub(crate) ears: Ears,
 }
 
 /// One place of a bounded number; free again when dropped.

@@ -27,6 +27,7 @@ pub mod cli;
 mod clients;
 mod clock;
 pub mod config;
+mod ears;
 mod harbour;
 mod hold;
 mod listen;

@@ -23,8 +23,9 @@ use super::harbour::Harbour;
 use super::mail::{Mail, PeerControl, ShardBox, owner};
 use crate::wire::{self, Hello, Inbound, Link, Message, Network, Outbox, Who, WireError};
 
-/// Reads what a peer sends over a connection it has made, until that ends; gives the reason.
+/// Reads what a peer sends over a connection it has made, until that ends or it makes another; gives the reason.
 pub(crate) async fn receive(harbour: &Harbour, from: NodeId, boot: BootId, lane: Lane, link: Link) -> WireError {
+    let listening = harbour.doors.ears.listen(from, lane).await;
     let keeper = harbour.keeper(from);
     // The keeper lives as long as its thread; without it the node is stopping.
     if lane == Lane::Live {
@@ -32,7 +33,8 @@ pub(crate) async fn receive(harbour: &Harbour, from: NodeId, boot: BootId, lane:
     }
     let (mut inbound, _kept_open) = link.split();
     let reason = loop {
-        let mail = match inbound.next().await {
+        let Some(said) = listening.unless_later(inbound.next()).await else { break WireError::Closed };
+        let mail = match said {
             // Nothing that was damaged on its way is stored; what a new connection lacks is sent again.
             Ok(Message::Peer(message)) => match wire::check_peer(&message) {
                 Ok(()) => vec![(message.segment, Mail::Peer { from, message })],
@@ -48,7 +50,8 @@ pub(crate) async fn receive(harbour: &Harbour, from: NodeId, boot: BootId, lane:
         // Waits while the shard is busy: then this socket is not read either.
         let mut closed = false;
         for (segment, mail) in mail {
-            closed |= owner(&harbour.shards, segment).work.send(mail).await.is_err();
+            let sent = listening.unless_later(owner(&harbour.shards, segment).work.send(mail)).await;
+            closed |= !matches!(sent, Some(Ok(())));
         }
         if closed {
             break WireError::Closed;

@@ -24,7 +24,7 @@ use super::hold::{self, HoldError};
 use super::listen::{self, Doors};
 use super::mail::{Mail, ShardBox, shard_box};
 use super::memory;
-use super::thread::{self, Plan};
+use super::thread::{self, Crew, Plan};
 use crate::device::file::DeviceFile;
 use crate::store::{self, Superblock};
 use crate::wire::{Local, Network, WireError};
@@ -125,7 +125,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let grace = tokio::select! {
         refused = &mut session => return Err(refuse(&refused)),
         grace = find_trust(has_registered, &boxes, &file, &mut superblock) => grace?,
-        () = &mut stop => return finish(&boxes).await,
+        () = &mut stop => return finish(&boxes, &mut crew).await,
         ended = crew.ended() => return Err(ended),
     };
     tokio::task::spawn_local(memory::keep(file, superblock, revision_seen));
@@ -138,7 +138,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         () = leave(stop, &boxes) => {}
     }
     close(listeners).await;
-    finish(&boxes).await
+    finish(&boxes, &mut crew).await
 }
 
 /// Lets the machines go to work.
@@ -153,7 +153,7 @@ async fn serve(boxes: &[ShardBox], grace: Span) {
 fn open_doors(
     listeners: [(TcpListener, Network); 2],
     doors: &Doors,
-    crew: &thread::Crew,
+    crew: &Crew,
 ) -> Result<Vec<tokio::task::JoinHandle<()>>, StartError> {
     let arrivals = Rc::new(crew.arrivals.clone());
     let mut listening = Vec::new();
@@ -293,11 +293,12 @@ async fn leave(stop: impl Future<Output = ()>, boxes: &[ShardBox]) {
 }
 
 /// Stores leave everything ready for a quick restart.
-async fn finish(boxes: &[ShardBox]) -> Result<(), StartError> {
+async fn finish(boxes: &[ShardBox], crew: &mut Crew) -> Result<(), StartError> {
     tracing::info!("stopping");
     if timeout(duration(STOP_WAIT) * 2, tell(boxes, Mail::Stop)).await.is_err() {
         tracing::warn!("not everything became quiet in time; the next start reads more of the log");
     }
+    crew.gone().await;
     Ok(())
 }
 

@@ -4,11 +4,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use engine_core::limits::{INBOX_MAX, STRANGERS_MAX};
+use engine_core::limits::{INBOX_MAX, STOP_WAIT, STRANGERS_MAX};
 use engine_core::message::ToAuthority;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::clock::seed;
+use super::clock::{duration, seed};
 use super::harbour::{self, Addresses, Harbour};
 use super::listen::{Arrival, Doors};
 use super::mail::{PeerControl, ShardBox, ShardInbox};
@@ -47,6 +47,14 @@ impl Crew {
             capacity += opened.map_err(|reason| StartError::Shard { shard, reason })?;
         }
         Ok(capacity)
+    }
+
+    /// Waits until every thread has ended, so that the device is free for whoever opens it next; not for one that is stuck.
+    pub(crate) async fn gone(&mut self) {
+        let all = async { while self.over.recv().await.is_some() {} };
+        if tokio::time::timeout(duration(STOP_WAIT), all).await.is_err() {
+            tracing::warn!("a shard's thread has not ended");
+        }
     }
 
     /// Waits until a thread has ended although nobody asked for it.
