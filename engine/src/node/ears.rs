@@ -14,7 +14,9 @@ use tokio::sync::{Mutex as Turn, Notify, OwnedMutexGuard};
 
 /// One ear for each peer and lane that ever came; so many as there are nodes (I15). Shared by all threads.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Ears(Arc<Mutex<BTreeMap<(NodeId, Lane), Arc<Ear>>>>);
+pub(crate) struct Ears(Arc<Mutex<EarByLane>>);
+
+type EarByLane = BTreeMap<(NodeId, Lane), Arc<Ear>>;
 
 #[derive(Debug, Default)]
 struct Ear {
