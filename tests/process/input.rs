@@ -11,6 +11,7 @@ use engine_core::random::Random;
 use crate::support::child::resident;
 use crate::support::cluster::{PATIENCE, SMALL, TestCluster};
 use crate::support::gateway::Gateway;
+use crate::support::nbd::Nbd;
 use crate::support::{alone, wait_for};
 
 /// Every deadline of a handshake is shorter.
@@ -46,7 +47,11 @@ fn hostile_input_on_every_port_harms_nobody() {
         assert!(after > 0, "{} is gone", port.name);
         assert!(after < before + MEMORY, "{}: {before} bytes grew to {after}", port.name);
     }
-    gateway.connect(CLOSED_WITHIN).write(0, &[1; 4096]).expect("NBD still serves");
+    // The crowd is gone, but its places are free only when the gateway has seen that.
+    let mut client = wait_for("a place at the gateway", PATIENCE, || {
+        Nbd::connect(&gateway.uri, CLOSED_WITHIN).map_err(|error| format!("{error:?}"))
+    });
+    client.write(0, &[1; 4096]).expect("NBD still serves");
     load.goes_on(PATIENCE);
     cluster.wait_healthy();
     load.finish(&cluster);
