@@ -25,7 +25,7 @@ const TABLE: [(Invariant, Witness); 14] = [
     (Invariant::I1, Swarm(40)),
     (Invariant::I2, Swarm(40)),
     (Invariant::I3, Swarm(40)),
-    (Invariant::I4, Swarm(40)),
+    (Invariant::I4, Swarm(200)),
     (Invariant::I5, Swarm(40)),
     (Invariant::I6, Swarm(40)),
     (Invariant::I7, Told("a_reader_left_with_a_cut_off_primary_is_not_shown_the_past")),
