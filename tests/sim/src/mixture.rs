@@ -182,6 +182,10 @@ impl Mixture {
         if node == self.victim {
             // Another one may be the next, once what was lost is there again.
             self.kinds.retain(|fault| !fault.is_damage());
+            if self.kinds.is_empty() {
+                // All that was drawn needed that disk. Faults go on all the same, with one that is always possible.
+                self.kinds.push(Fault::Restart);
+            }
         }
     }
 
