@@ -21,6 +21,8 @@ pub(crate) enum Exit {
     IllegalState = 5,
     /// It may still happen; it did not within the time limit.
     WaitTimedOut = 6,
+    /// It was looked at, and is not what it should be.
+    Damaged = 7,
     /// Nobody answers at the address.
     CannotConnect = 20,
     /// Somebody is there and did not answer in time.
@@ -123,6 +125,7 @@ mod tests {
             (Exit::Refused, 4),
             (Exit::IllegalState, 5),
             (Exit::WaitTimedOut, 6),
+            (Exit::Damaged, 7),
             (Exit::CannotConnect, 20),
             (Exit::DeadlinePassed, 21),
         ];

@@ -25,6 +25,7 @@ mod scratch;
 mod signals;
 mod sim;
 mod status;
+mod store;
 mod units;
 mod verify;
 mod volume;
@@ -38,7 +39,7 @@ use crate::output::Format;
 #[derive(Debug, Parser)]
 #[command(name = "nodectl", version, max_term_width = 100)]
 #[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused as unsafe, 5 illegal state, \
-    6 wait timed out,\n20 cannot connect, 21 deadline passed. Sizes are binary: 4G is 4 GiB.")]
+    6 wait timed out, 7 damaged,\n20 cannot connect, 21 deadline passed. Sizes are binary: 4G is 4 GiB.")]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -116,6 +117,9 @@ enum Command {
     /// Volumes.
     #[command(subcommand)]
     Volume(volume::Volume),
+    /// The device of a node that is down: what is on it, and whether it is what it should be.
+    #[command(subcommand)]
+    Store(store::Store),
     /// Measure.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -140,6 +144,7 @@ fn main() -> ExitCode {
         Command::Authority(command) => authority::run(&global, &command),
         Command::Node(command) => node::run(&global, &command),
         Command::Volume(command) => volume::run(&global, command),
+        Command::Store(command) => store::run(&global, &command),
         Command::Bench(command) => bench::run(&global, command),
         Command::Sim(args) => sim::run(&global, &args),
         Command::Verify(command) => verify::run(&global, command),

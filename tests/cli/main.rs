@@ -8,6 +8,7 @@ mod authority;
 mod cluster;
 mod local;
 mod shapes;
+mod store;
 mod usage;
 
 use std::process::{Command, Output};

@@ -27,6 +27,9 @@ fn what_cannot_be_meant_is_2() {
         &["verify", "check", "v"],
         &["verify", "check", "v", "--log", "l", "--replicas", "--nbd", "127.0.0.1:1"],
         &["demo", "--nodes", "2"],
+        &["store", "inspect"],
+        &["store", "check", "a", "b"],
+        &["store", "repair", "a"],
     ];
     for args in table {
         let (stdout, _) = exits(2, args);
@@ -67,7 +70,7 @@ fn help_and_version_are_0() {
         assert!(!stdout.is_empty());
     }
     let (help, _) = exits(0, &["--help"]);
-    for command in ["demo", "cluster", "status", "node", "volume", "bench", "verify", "Exit codes"] {
+    for command in ["demo", "cluster", "status", "node", "volume", "store", "bench", "verify", "Exit codes"] {
         assert!(help.contains(command), "help does not name {command}");
     }
     assert!(!help.contains("noded"), "the servers inside are not for people");

@@ -170,6 +170,8 @@ pub const BATCH_BYTES: u64 = 1024 * 1024;
 pub const WAL_SIZE_MIN: u64 = 64 * 1024 * 1024;
 /// Largest WAL of a shard; formatting with more is refused (the WAL bounds the store's memory).
 pub const WAL_SIZE_MAX: u64 = 8 * 1024 * 1024 * 1024;
+/// Problems of one shard that a look at its device lists; further ones are only counted.
+pub const PROBLEMS_LISTED_MAX: usize = 1000;
 /// Extents being applied at a time; the others wait for the next poll.
 pub const APPLY_INFLIGHT: usize = 32;
 /// Copies being written at a time in one shard; further ones wait.

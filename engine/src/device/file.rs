@@ -28,7 +28,9 @@ pub enum DeviceError {
         path: PathBuf,
     },
     /// Another process has it open as a device.
-    #[error("{path} is in use: another noded has it open. Nothing was changed; stop that one or use another device")]
+    #[error(
+        "{path} is in use: another noded (or nodectl store) has it open. Nothing was changed; stop that one or use another device"
+    )]
     InUse {
         /// The path.
         path: PathBuf,
@@ -80,8 +82,29 @@ impl DeviceFile {
     /// [`DeviceError`].
     pub fn open(path: &Path) -> Result<Self, DeviceError> {
         let file = open_direct(path, false)?;
-        lock(&file, path)?;
+        lock(&file, path, libc::LOCK_EX)?;
         Self::measure(file, path)
+    }
+
+    /// Opens what is there for reading only. Others may read it meanwhile; a node that runs on it, or wants to, may not.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn open_read_only(path: &Path) -> Result<Self, DeviceError> {
+        let open = |direct| {
+            // Not waiting: a pipe without a writer would.
+            let flags = direct | libc::O_CLOEXEC | libc::O_NONBLOCK;
+            OpenOptions::new().read(true).custom_flags(flags).open(path)
+        };
+        let opened = match open(libc::O_DIRECT) {
+            // An image somewhere without O_DIRECT can still be looked at.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open(0),
+            opened => opened,
+        };
+        let file = opened.map_err(|source| failed_open(path, source, false))?;
+        let device = Self::measure(file, path)?;
+        lock(&device.file, path, libc::LOCK_SH)?;
+        Ok(device)
     }
 
     /// Makes a regular file of `size` zero bytes, every one written. `progress` gets bytes written so far.
@@ -95,7 +118,7 @@ impl DeviceFile {
         }
         let io = |doing| move |source| DeviceError::Io { path: path.into(), doing, source };
         let file = open_direct(path, true)?;
-        lock(&file, path)?;
+        lock(&file, path, libc::LOCK_EX)?;
         let len = libc::off_t::try_from(size).map_err(|_| DeviceError::BadSize { size })?;
         // SAFETY: a plain system call on a descriptor we own.
         let result = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, len) };
@@ -155,17 +178,21 @@ impl DeviceFile {
 fn open_direct(path: &Path, create: bool) -> Result<File, DeviceError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(create).custom_flags(libc::O_DIRECT | libc::O_CLOEXEC);
-    options.open(path).map_err(|source| match (source.kind(), source.raw_os_error()) {
+    options.open(path).map_err(|source| failed_open(path, source, create))
+}
+
+fn failed_open(path: &Path, source: io::Error, create: bool) -> DeviceError {
+    match (source.kind(), source.raw_os_error()) {
         (io::ErrorKind::NotFound, _) if !create => DeviceError::Missing { path: path.into() },
         (io::ErrorKind::IsADirectory, _) => DeviceError::NotADevice { path: path.into() },
         (_, Some(libc::EINVAL)) => DeviceError::NoDirect { path: path.into() },
         _ => DeviceError::Io { path: path.into(), doing: "opening it", source },
-    })
+    }
 }
 
-fn lock(file: &File, path: &Path) -> Result<(), DeviceError> {
+fn lock(file: &File, path: &Path, kind: libc::c_int) -> Result<(), DeviceError> {
     // SAFETY: a plain system call on a descriptor we own.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+    if unsafe { libc::flock(file.as_raw_fd(), kind | libc::LOCK_NB) } == 0 {
         return Ok(());
     }
     let source = io::Error::last_os_error();

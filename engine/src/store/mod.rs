@@ -12,10 +12,12 @@
 //! - a block whose checksum does not match is never returned (I14).
 
 mod apply;
+mod check;
 mod checkpoint;
 mod copy;
 mod entry;
 mod extents;
+mod findings;
 mod format;
 mod landing;
 mod ledger;
@@ -23,6 +25,8 @@ mod log;
 mod map;
 mod read;
 mod recover;
+pub mod report;
+mod roots;
 mod scan;
 mod shard;
 mod slabs;
@@ -30,6 +34,7 @@ mod sums;
 mod superblock;
 mod wal;
 
+pub use check::{Depth, examine};
 pub use read::block_sum;
 pub use shard::ShardStore;
 pub use superblock::{FormatError, Geometry, OpenError, Region, Superblock, format, open, read, rewrite};

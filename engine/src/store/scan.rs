@@ -101,16 +101,12 @@ impl<'a, W: WholeDevice> Scan<'a, W> {
         [end, 0].into_iter().any(|at| self.header_at(at).is_some_and(|header| header.number == number + 1))
     }
 
-    /// Whether the batch of this number, which is not whole, was durable once: a later one lies behind it.
-    pub(crate) fn is_cut_short(&mut self, number: u64) -> bool {
+    /// The number of a later batch behind the one of this number, which is not whole: then that was durable once.
+    pub(crate) fn later_than(&mut self, number: u64) -> Option<u64> {
         let reach = (super::wal::batch_max(self.region.wal) + 4096).next_multiple_of(4096);
         let behind = self.position..(self.position + reach).min(self.region.wal);
-        for at in behind.chain(0..reach.min(self.region.wal)).step_by(4096) {
-            let Some(header) = self.header_at(at).filter(|header| header.number > number) else { continue };
-            tracing::error!(shard = self.label.shard, number, later = header.number, "the WAL is damaged");
-            return true;
-        }
-        false
+        let mut places = behind.chain(0..reach.min(self.region.wal)).step_by(4096);
+        places.find_map(|at| self.header_at(at).map(|header| header.number).filter(|later| *later > number))
     }
 }
 

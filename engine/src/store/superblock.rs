@@ -20,7 +20,7 @@ use crate::device::buffer::AlignedBuf;
 const MIB: u64 = 1024 * 1024;
 /// Bytes before the first shard's region.
 const HEAD: u64 = MIB;
-const COPIES: [u64; 4] = [0, 256 * 1024, 512 * 1024, 768 * 1024];
+pub(crate) const COPIES: [u64; 4] = [0, 256 * 1024, 512 * 1024, 768 * 1024];
 /// Smallest useful room for data of one shard: a segment of 64 MiB and the scratch slabs.
 const DATA_MIN: u64 = 64 * MIB + SCRATCH_SLABS_MIN * EXTENT_SIZE;
 

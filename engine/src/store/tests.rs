@@ -1,6 +1,7 @@
 //! The store against a model, through crashes.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod check;
 mod crash;
 mod large;
 mod real;

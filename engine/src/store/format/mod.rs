@@ -15,8 +15,8 @@ pub(crate) use record::{
     BATCH_HEADER, BatchHeader, MapRecord, Size, WalRecord, decode_batch, encode_batch, peek, record_size,
 };
 pub(crate) use root::{
-    ROOT_HEADER, ROOT_PAGE, ROOT_REPLICA_MAX, RootHeader, RootPage, RootReplica, decode_body, decode_header,
-    encode_header, put_replica,
+    ROOT_HEADER, ROOT_PAGE, ROOT_REPLICA_MAX, RootHeader, RootPage, RootReplica, claims_root, decode_body,
+    decode_header, encode_header, put_replica,
 };
 pub(crate) use superblock::{decode_superblock, encode_superblock, is_ours};
 

@@ -75,6 +75,11 @@ pub(crate) fn encode_header(header: &RootHeader) -> AlignedBuf {
     buffer
 }
 
+/// Whether the bytes claim to be a root's header.
+pub(crate) fn claims_root(bytes: &[u8]) -> bool {
+    bytes.starts_with(MAGIC)
+}
+
 pub(crate) fn decode_header(bytes: &[u8]) -> Result<RootHeader, Malformed> {
     let mut reader = Reader::new(bytes, "checkpoint header");
     if reader.take(8)? != MAGIC || reader.u32()? != VERSION {

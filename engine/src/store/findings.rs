@@ -1,0 +1,40 @@
+//! What is wrong with a device, gathered while it is read. The list is bounded, the counts are not.
+
+use engine_core::limits::PROBLEMS_LISTED_MAX;
+
+use super::report::{Place, Problem, Verdict};
+use super::superblock::Region;
+
+/// Problems of one shard, or of the whole device.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    shard: Option<u16>,
+    /// The first of them.
+    pub(crate) problems: Vec<Problem>,
+    /// The others.
+    pub(crate) left_off: u64,
+}
+
+impl Findings {
+    pub(crate) fn of(region: Region) -> Self {
+        Self { shard: Some(region.shard), ..Self::default() }
+    }
+
+    /// `offset` is on the device.
+    pub(crate) fn add(
+        &mut self,
+        offset: u64,
+        structure: &'static str,
+        place: Place,
+        verdict: Verdict,
+        what: impl Into<String>,
+    ) {
+        if self.problems.len() < PROBLEMS_LISTED_MAX {
+            let (shard, what) = (self.shard, what.into());
+            let next = verdict.advice();
+            self.problems.push(Problem { shard, offset, structure, place, verdict, what, next });
+        } else {
+            self.left_off += 1;
+        }
+    }
+}
