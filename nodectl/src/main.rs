@@ -35,6 +35,10 @@ use crate::failure::Failure;
 use crate::http::Api;
 use crate::output::Format;
 
+/// Nodes of a local cluster are this program too: see `noded`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Breakwater: a replicated block store whose re-mirroring cannot become a storm.
 #[derive(Debug, Parser)]
 #[command(name = "nodectl", version, max_term_width = 100)]

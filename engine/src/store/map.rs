@@ -26,6 +26,8 @@ pub(crate) struct Overlay {
     seqs: Vec<Seq>,
     /// By block: the last of them that touches it; 0 is none.
     latest: [u64; BLOCKS],
+    /// It holds data and its extent has no slab yet.
+    fresh: bool,
 }
 
 /// An entry of the log.
@@ -80,7 +82,10 @@ pub(crate) struct Replica {
     /// As the WAL knows it. Applied is at most the lower of the two (I4).
     pub(crate) durable_commit: Seq,
     pub(crate) log: BTreeMap<Seq, Logged>,
-    pub(crate) overlay: BTreeMap<ExtentIndex, Overlay>,
+    /// Boxed: what a lookup passes by stays small.
+    pub(crate) overlay: BTreeMap<ExtentIndex, Box<Overlay>>,
+    /// How many of them are fresh.
+    fresh: u64,
     pub(crate) extents: Extents,
     /// The highest entry ever queued: only what is above goes to slabs of its own.
     pub(crate) last: Seq,
@@ -102,6 +107,7 @@ impl Replica {
             durable_commit: commit,
             log: BTreeMap::new(),
             overlay: BTreeMap::new(),
+            fresh: 0,
             extents,
             last: Seq(0),
             unresolved: 0,
@@ -160,10 +166,25 @@ impl Replica {
                     }
                 }
             }
-            if overlay.seqs.is_empty() {
-                self.overlay.remove(&extent);
-            }
+            self.freshen(extent);
         }
+    }
+
+    /// An overlay, or the home below it, has changed: whether it is fresh is found out again, and an empty one goes.
+    fn freshen(&mut self, extent: ExtentIndex) {
+        let Some(overlay) = self.overlay.get(&extent) else { return };
+        let (was, fresh, empty) = (overlay.fresh, self.is_fresh(extent, overlay), overlay.seqs.is_empty());
+        self.fresh = self.fresh + u64::from(fresh) - u64::from(was);
+        if empty {
+            self.overlay.remove(&extent);
+        } else if let Some(overlay) = self.overlay.get_mut(&extent) {
+            overlay.fresh = fresh;
+        }
+    }
+
+    fn is_fresh(&self, extent: ExtentIndex, overlay: &Overlay) -> bool {
+        let mut latest = overlay.latest.iter().filter(|seq| **seq != 0);
+        self.extents.home(extent).slab == NO_SLAB && latest.any(|seq| self.write_at(Seq(*seq)).is_some())
     }
 
     /// The books, when an entry is no longer in the log.
@@ -183,9 +204,10 @@ impl Replica {
         logged.shown = true;
         self.unresolved -= logged.cost;
         ledger.redirected -= logged.entry.slabs().len() as u64;
-        let mut homes = Vec::new();
+        let (mut homes, mut doubtful) = (Vec::new(), Vec::new());
         for extent in logged.entry.extents() {
-            let old = self.extents.home(extent).stamp >= seq;
+            let home = self.extents.home(extent);
+            let old = home.stamp >= seq;
             let slab = if let Kind::Write(write) = &logged.entry.kind { write.slab_of(extent) } else { None };
             match slab {
                 Some(slab) if old => ledger.slabs.push(slab),
@@ -197,17 +219,27 @@ impl Replica {
                         Some(last) if *last > seq => {
                             let at = overlay.seqs.partition_point(|other| *other < seq);
                             overlay.seqs.insert(at, seq);
+                            doubtful.push(extent);
                         }
                         _ => overlay.seqs.push(seq),
                     }
                     for block in logged.entry.touched(extent) {
                         overlay.latest[block] = overlay.latest[block].max(seq.0);
                     }
+                    if !matches!(logged.entry.kind, Kind::Write(_)) {
+                        doubtful.push(extent);
+                    } else if !overlay.fresh && home.slab == NO_SLAB {
+                        overlay.fresh = true;
+                        self.fresh += 1;
+                    }
                     logged.left += 1;
                 }
             }
         }
         let done = logged.left == 0;
+        for extent in doubtful {
+            self.freshen(extent);
+        }
         for (extent, slab) in homes {
             let Some(Logged { entry: LogEntry { kind: Kind::Write(write), .. }, .. }) = self.log.get(&seq) else {
                 break;
@@ -269,9 +301,7 @@ impl Replica {
         for latest in overlay.latest.iter_mut().filter(|latest| **latest <= through.0) {
             *latest = 0;
         }
-        if overlay.seqs.is_empty() {
-            self.overlay.remove(&extent);
-        }
+        self.freshen(extent);
         for seq in settled {
             let Some(logged) = self.log.get_mut(&seq) else { continue };
             logged.left -= 1;
@@ -307,7 +337,7 @@ impl Replica {
     /// Where a block's committed content is.
     pub(crate) fn source(&self, block: BlockIndex) -> Source<'_> {
         let extent = ExtentIndex(block.0 / EXTENT_BLOCKS);
-        self.source_in(self.overlay.get(&extent), self.extents.home(extent), block)
+        self.source_in(self.overlay.get(&extent).map(Box::as_ref), self.extents.home(extent), block)
     }
 
     /// The same for one of several blocks of an extent.
@@ -344,12 +374,12 @@ impl Replica {
 
     /// Extents that hold data, not yet applied ones included.
     pub(crate) fn used(&self) -> u64 {
-        let has_slab = |extent: ExtentIndex| self.extents.home(extent).slab != NO_SLAB;
-        let writes = |overlay: &Overlay| {
-            let mut latest = overlay.latest.iter().filter(|seq| **seq != 0);
-            latest.any(|seq| matches!(self.log[&Seq(*seq)].entry.kind, Kind::Write(_)))
-        };
-        let fresh = self.overlay.iter().filter(|(extent, overlay)| !has_slab(**extent) && writes(overlay));
+        self.extents.slabs + self.fresh
+    }
+
+    /// The same, counted. For tests.
+    pub(crate) fn recount(&self) -> u64 {
+        let fresh = self.overlay.iter().filter(|(extent, overlay)| self.is_fresh(**extent, overlay));
         self.extents.slabs + fresh.count() as u64
     }
 
@@ -420,6 +450,7 @@ impl Map {
                 replica.leave(&logged, ledger);
             }
             replica.overlay.clear();
+            replica.fresh = 0;
         });
         if let Some(replica) = self.replicas.remove(&segment) {
             self.booked -= u64::from(replica.meta.config.extents);

@@ -257,6 +257,7 @@ impl<D: Device> ShardStore<D> {
         assert_eq!(self.map.ledger.redirected, held.sum::<u64>());
         assert_eq!(self.map.unresolved, self.map.replicas.values().map(|replica| replica.unresolved).sum::<u64>());
         assert_eq!(self.map.dirty, self.map.replicas.values().map(|replica| replica.overlay.len()).sum::<usize>());
+        assert!(self.map.replicas.values().all(|replica| replica.used() == replica.recount()));
         assert_eq!(self.map.booked, self.map.replicas.values().map(|r| u64::from(r.meta.config.extents)).sum::<u64>());
         assert!(self.map.booked <= self.region.capacity());
     }
