@@ -287,7 +287,7 @@ impl<W: WholeDevice> Homes<'_, W> {
 
     /// What the blocks of a slab should be; those the WAL holds are not asked for.
     fn sums_of(&mut self, segment: SegmentId, replica: &Replica, extent: ExtentIndex, home: Home, slab: u32) -> Wanted {
-        let overlay = replica.overlay.get(&extent);
+        let overlay = replica.overlay.get(&extent).map(Box::as_ref);
         let (mut wanted, mut lost) = (Vec::new(), 0);
         for within in 0..EXTENT_BLOCKS {
             let block = BlockIndex(extent.0 * EXTENT_BLOCKS + within);
