@@ -38,9 +38,10 @@ fn device(scratch: &Scratch, name: &str) -> (PathBuf, u64) {
         boot: BootCount(0),
         geometry,
         revision: Revision(5),
+        openings: engine_core::openings::Openings::default(),
     };
     store::format(&mut disk, &superblock).unwrap();
-    let superblock = store::open(&mut disk, cluster, node).unwrap();
+    let superblock = store::open(&mut disk, cluster, node, engine_core::ids::BootId(1)).unwrap();
     let region = geometry.region(0);
     let device = disk.device(region.base, region.len);
     let mut shard = ShardStore::open(&mut disk, device, &superblock, 0).unwrap();

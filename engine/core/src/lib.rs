@@ -20,6 +20,7 @@ pub mod layout;
 pub mod lease;
 pub mod limits;
 pub mod message;
+pub mod openings;
 pub mod random;
 pub mod record;
 pub mod remirror;

@@ -211,6 +211,9 @@ pub const RELEASES_INFLIGHT: usize = 64;
 pub const FENCES_PER_ROUND: usize = 512;
 /// Segments one explanation lists; those in trouble come first, the rest is in its counts.
 pub const EXPLAIN_SEGMENTS_MAX: usize = 1024;
+/// Openings of a device that its node remembers beside the last one known to be taken in by the authority; of more the oldest
+/// is forgotten (I9).
+pub const OPENINGS_MAX: usize = 7;
 /// Bytes of an address (`host:port`); a longer one is refused at registration.
 pub const ADDRESS_BYTES_MAX: usize = 96;
 /// Connections of one authority, nodes and HTTP together; one more is closed at once.

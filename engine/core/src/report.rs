@@ -2,11 +2,13 @@
 //!
 //! A report's size is bounded whatever happens (I15): lists in it are cut at their limits.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::config::Config;
 use crate::ids::{BootCount, DeviceId, Epoch, Incarnation, NodeId, Revision, SegmentId, Seq};
+use crate::openings::Openings;
 use crate::record::Standing;
 use crate::scrub::ScrubReport;
 
@@ -34,6 +36,8 @@ pub struct Registration {
     pub device: DeviceId,
     /// How often the device was opened (I9).
     pub boot: BootCount,
+    /// By which openings of it the authority may know the device (I9).
+    pub openings: Box<Openings>,
     /// Extents the device can hold.
     pub capacity: u64,
     /// Highest authority revision it has seen (I11).

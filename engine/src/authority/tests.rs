@@ -98,6 +98,7 @@ fn registration(id: u16) -> Registration {
         zone: ["a", "b", "c"][usize::from(id) % 3].into(),
         device: DeviceId(u128::from(id)),
         boot: BootCount(1),
+        openings: Box::default(),
         capacity: 80_000,
         revision: Revision(0),
     }

@@ -13,6 +13,7 @@ use engine_core::limits::{
     HELLO_DEADLINE, LIST_MAX, PROPOSALS_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, REPORT_EVERY, TURN_MAX,
 };
 use engine_core::message::{Decision, FromAuthority, Lane, NodeAddress, Registration, ToAuthority};
+use engine_core::openings::Opening;
 use engine_core::remirror::backoff::Backoff;
 use engine_core::time::{Span, Time};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -49,8 +50,17 @@ pub(crate) struct Session {
     pub(crate) addresses: watch::Sender<Addresses>,
     /// Given once: what the authority said when this node was first taken in.
     pub(crate) registered: Option<oneshot::Sender<TakenIn>>,
-    /// The highest revision of the authority heard of (I11).
-    pub(crate) revision: watch::Sender<Revision>,
+    /// What is to be remembered of what the authority said.
+    pub(crate) told: watch::Sender<Told>,
+}
+
+/// What the device has to remember of what the authority said, for the next start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// The highest revision heard of (I11).
+    pub(crate) revision: Revision,
+    /// Whether the authority has taken this opening of the device in, as sound (I9).
+    pub(crate) taken: bool,
 }
 
 /// What the authority says to a node that it takes in.
@@ -192,12 +202,18 @@ impl Session {
 
     fn on_revision(&mut self, revision: Revision) {
         self.registration.revision = self.registration.revision.max(revision);
-        self.revision.send_if_modified(|known| revision > std::mem::replace(known, revision.max(*known)));
+        self.told.send_if_modified(|told| {
+            let newer = revision > told.revision;
+            told.revision = told.revision.max(revision);
+            newer
+        });
     }
 
     /// `false` when this node is at work already on what it must not trust: then only a new start helps (I9).
     fn on_taken_in(&mut self, taken: TakenIn) -> bool {
         self.registration.boot = taken.boot;
+        self.registration.openings.take_in(Opening { id: self.local.boot, count: taken.boot });
+        self.told.send_if_modified(|told| taken.trusted && !std::mem::replace(&mut told.taken, taken.trusted));
         let heard = self.registered.take().is_some_and(|registered| registered.send(taken).is_ok());
         heard || taken.trusted
     }

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use engine_core::ids::{BootCount, ClusterId, DeviceId, NodeId, Revision};
+use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, NodeId, Revision};
+use engine_core::openings::Openings;
 
 use super::config::{Config, default_shards};
 use crate::device::WholeDevice;
@@ -71,7 +72,7 @@ impl HoldError {
 /// What was found where the device should be. Nothing has been written.
 pub(crate) enum Hold {
     /// This node's.
-    Ours(DeviceFile, Superblock),
+    Ours(DeviceFile, Box<Superblock>),
     /// Nothing on it yet.
     Blank(DeviceFile, Geometry),
     /// Not even a file: one of this size will be made.
@@ -94,7 +95,7 @@ pub(crate) fn look(config: &Config) -> Result<Hold, HoldError> {
     match store::read(&mut file) {
         Ok(found) => {
             check_owner(config, &found, config.id)?;
-            Ok(Hold::Ours(file, found))
+            Ok(Hold::Ours(file, Box::new(found)))
         }
         Err(OpenError::NotFormatted) => {
             let geometry = plan(config, file.size())?;
@@ -160,6 +161,7 @@ impl Hold {
         config: &Config,
         cluster: ClusterId,
         device: DeviceId,
+        id: BootId,
     ) -> Result<(DeviceFile, Superblock), HoldError> {
         let path = &config.device;
         let (mut file, fresh) = match self {
@@ -169,12 +171,14 @@ impl Hold {
         };
         if let Some(geometry) = fresh {
             let (boot, revision) = (BootCount(0), Revision(0));
+            let openings = Openings::default();
+            let (features, compatible, node) = (0, 0, config.id);
             let superblock =
-                Superblock { features: 0, compatible: 0, cluster, node: config.id, device, boot, geometry, revision };
+                Superblock { features, compatible, cluster, node, device, boot, geometry, revision, openings };
             store::format(&mut file, &superblock).map_err(|error| HoldError::Format { path: path.clone(), error })?;
             tracing::info!(path = %path.display(), %device, "the device was formatted");
         }
-        let superblock = store::open(&mut file, cluster, config.id)
+        let superblock = store::open(&mut file, cluster, config.id, id)
             .map_err(|error| HoldError::NotOurs { path: path.clone(), error })?;
         Ok((file, superblock))
     }

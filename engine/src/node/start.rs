@@ -17,7 +17,7 @@ use engine_core::time::Span;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::authority::{self, RefusedByAuthority, Session, TakenIn};
+use super::authority::{self, RefusedByAuthority, Session, TakenIn, Told};
 use super::clock::{duration, seed};
 use super::config::{Config, ConfigError};
 use super::hold::{self, HoldError};
@@ -89,7 +89,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         cluster = find_cluster(&config.authority, &local) => cluster?,
         () = &mut stop => return Ok(()),
     };
-    let (file, mut superblock) = hold.take(&config, cluster, DeviceId(random_u128()))?;
+    let (file, mut superblock) = hold.take(&config, cluster, DeviceId(random_u128()), boot)?;
     let local = Local { cluster, ..local };
     tracing::info!(node = %config.id, %cluster, device = %superblock.device, boot = %superblock.boot,
         shards = superblock.geometry.shards, "the device is this node's");
@@ -98,7 +98,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let (to_authority, outgoing) = mpsc::channel(OUTBOX_MAX);
     let (addresses, addresses_seen) = watch::channel(Default::default());
     let doors = Doors::default();
-    let (revision, revision_seen) = watch::channel(superblock.revision);
+    let (told, was_told) = watch::channel(Told { revision: superblock.revision, taken: false });
     let plan = Plan {
         file: file.clone(),
         superblock,
@@ -119,16 +119,16 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         outgoing,
         addresses,
         registered: Some(registered),
-        revision,
+        told,
     };
     let mut session = std::pin::pin!(session.run());
     let grace = tokio::select! {
         refused = &mut session => return Err(refuse(&refused)),
-        grace = find_trust(has_registered, &boxes, &file, &mut superblock) => grace?,
+        grace = find_trust(has_registered, &boxes, &file, &mut superblock, boot) => grace?,
         () = &mut stop => return finish(&boxes, &mut crew).await,
         ended = crew.ended() => return Err(ended),
     };
-    tokio::task::spawn_local(memory::keep(file, superblock, revision_seen));
+    tokio::task::spawn_local(memory::keep(file, superblock, boot, was_told));
     serve(&boxes, grace).await;
     let listeners = open_doors([(primary, Network::Primary), (replication, Network::Replication)], &doors, &crew)?;
     // The session goes on while the node leaves: without the authority nothing is handed over.
@@ -181,6 +181,7 @@ async fn find_trust(
     boxes: &[ShardBox],
     file: &DeviceFile,
     superblock: &mut Superblock,
+    id: BootId,
 ) -> Result<Span, StartError> {
     let Ok(Ok(taken)) = timeout(duration(REGISTER_WAIT), has_registered).await else {
         tracing::warn!("the authority has not answered; the replicas here go to work without it");
@@ -188,7 +189,7 @@ async fn find_trust(
     };
     if !taken.trusted {
         distrust(boxes).await?;
-        superblock.boot = taken.boot;
+        superblock.taken_in(id, taken.boot);
         store::rewrite(&mut file.clone(), superblock).map_err(StartError::Runtime)?;
     }
     Ok(taken.grace)
@@ -263,6 +264,7 @@ fn registration(
         zone: config.zone.clone(),
         device: superblock.device,
         boot: superblock.boot,
+        openings: Box::new(superblock.openings),
         capacity,
         revision: superblock.revision,
     })

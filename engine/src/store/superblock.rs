@@ -6,8 +6,9 @@
 
 use std::io;
 
-use engine_core::ids::{BootCount, ClusterId, DeviceId, NodeId, Revision};
+use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, NodeId, Revision};
 use engine_core::limits::{BLOCK_SIZE, EXTENT_SIZE, SCRATCH_SLABS_MIN, SHARDS_MAX, WAL_SIZE_MAX, WAL_SIZE_MIN};
+use engine_core::openings::{Opening, Openings};
 
 use super::extents::CHUNK_EXTENTS;
 use super::format::{
@@ -172,12 +173,21 @@ pub struct Superblock {
     pub geometry: Geometry,
     /// The highest revision of the authority this node has heard of (I11).
     pub revision: Revision,
+    /// By which openings the authority may know the device (I9).
+    pub openings: Openings,
 }
 
 impl Superblock {
     /// Orders the copies: the one with the highest counts.
     const fn age(&self) -> (u64, u64) {
         (self.boot.0, self.revision.0)
+    }
+
+    /// The authority has taken in this opening, by the run `id`, with this boot counter. Where the counter is not the
+    /// device's own, everything on it has to be distrusted durably before this is written (I9).
+    pub fn taken_in(&mut self, id: BootId, boot: BootCount) {
+        self.boot = boot;
+        self.openings.take_in(Opening { id, count: boot });
     }
 }
 
@@ -338,11 +348,17 @@ pub fn read(device: &mut impl WholeDevice) -> Result<Superblock, OpenError> {
     Ok(found)
 }
 
-/// Reads, checks the owner, and counts this boot durably.
+/// Reads, checks the owner, and counts this boot durably, by the run with this id: from then on it may come to the
+/// authority (I9).
 ///
 /// # Errors
 /// [`OpenError`].
-pub fn open(device: &mut impl WholeDevice, cluster: ClusterId, node: NodeId) -> Result<Superblock, OpenError> {
+pub fn open(
+    device: &mut impl WholeDevice,
+    cluster: ClusterId,
+    node: NodeId,
+    id: BootId,
+) -> Result<Superblock, OpenError> {
     let mut superblock = read(device)?;
     if superblock.cluster != cluster {
         return Err(OpenError::OtherCluster { found: superblock.cluster, expected: cluster });
@@ -351,11 +367,12 @@ pub fn open(device: &mut impl WholeDevice, cluster: ClusterId, node: NodeId) -> 
         return Err(OpenError::OtherNode { found: superblock.node, expected: node });
     }
     superblock.boot = superblock.boot.next();
+    superblock.openings.open(Opening { id, count: superblock.boot });
     write_copies(device, &superblock)?;
     Ok(superblock)
 }
 
-/// Writes a newer superblock of the same device: a boot counter or a revision that went up.
+/// Writes a newer superblock of the same device: a boot counter or a revision that went up, an opening that was taken in.
 ///
 /// # Errors
 /// The device's; then some copies may be the newer ones.

@@ -14,9 +14,10 @@ use std::cell::Cell;
 use bytes::Bytes;
 use engine_core::config::Config;
 use engine_core::ids::{
-    BlockIndex, BootCount, ClusterId, DeviceId, Epoch, Generation, Incarnation, NodeId, Revision, SegmentId, Seq,
-    VolumeId,
+    BlockIndex, BootCount, BootId, ClusterId, DeviceId, Epoch, Generation, Incarnation, NodeId, Revision, SegmentId,
+    Seq, VolumeId,
 };
+use engine_core::openings::Openings;
 use engine_core::record::{Blocks, Change, Entry, Meta, Record, Standing};
 
 use super::superblock::{Geometry, Superblock};
@@ -64,6 +65,7 @@ fn superblock(size: u64, wal_size: u64) -> Superblock {
         boot: BootCount(0),
         geometry,
         revision: Revision(0),
+        openings: Openings::default(),
     }
 }
 
@@ -75,7 +77,7 @@ fn formatted(size: u64, wal_size: u64) -> Disk {
 
 fn open(disk: &Disk) -> ShardStore<MemoryDevice> {
     let mut whole = disk.clone();
-    let superblock = super::open(&mut whole, CLUSTER, NODE).unwrap();
+    let superblock = super::open(&mut whole, CLUSTER, NODE, BootId(1)).unwrap();
     let region = superblock.geometry.region(0);
     let mut store = ShardStore::open(&mut whole, disk.device(region.base, region.len), &superblock, 0).unwrap();
     // So few that they come and go.

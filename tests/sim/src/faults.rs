@@ -6,7 +6,7 @@ use std::rc::Rc;
 use engine_core::authority::document::{AttachVolume, CreateVolume, Spread};
 use engine_core::authority::io::{Call, CallId};
 use engine_core::config::Config;
-use engine_core::ids::{BlockIndex, Epoch, Generation, NodeId, RequestId, SegmentId, Session};
+use engine_core::ids::{BlockIndex, BootId, Epoch, Generation, NodeId, RequestId, SegmentId, Session};
 use engine_core::limits::{SOCKET_SILENCE_MAX, STOP_WAIT};
 use engine_core::message::{Op, Request};
 use engine_core::replica::io::RoleName;
@@ -126,7 +126,7 @@ impl World {
         place.life += 1;
         place.paused = None;
         let life = place.life;
-        match Process::start(node, &place.disk, seed, Rc::clone(&self.chronicle)) {
+        match Process::start(node, &place.disk, BootId(u128::from(life)), seed, Rc::clone(&self.chronicle)) {
             Ok(process) => place.process = Some(process),
             Err(reason) => {
                 assert!(self.damage, "{node} cannot open its disk: {reason}");

@@ -8,9 +8,10 @@ use engine::device::memory::{Disk, MemoryDevice};
 use engine::node::quay::{self, Quay, Wires};
 use engine::store::{self, Geometry, ShardStore, Superblock};
 use engine_core::gather::Gather;
-use engine_core::ids::{BootCount, ClusterId, DeviceId, NodeId, Revision, SegmentId};
+use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, NodeId, Revision, SegmentId};
 use engine_core::limits::{EXTENT_SIZE, WAL_SIZE_MIN};
 use engine_core::message::{FromAuthority, Lane, PeerMessage, Reply, Report, Request, ToAuthority};
+use engine_core::openings::Openings;
 use engine_core::replica::Replica;
 use engine_core::replica::io::ClientRef;
 use engine_core::time::{Span, Time};
@@ -95,6 +96,8 @@ impl Wires for Ends {
 pub(crate) struct Process {
     pub(crate) quay: Quay<Watched<ShardStore<MemoryDevice>>, Ends>,
     pub(crate) superblock: Superblock,
+    /// This run of it.
+    pub(crate) id: BootId,
     disk: Disk,
     /// It may not serve before it has said durably that nothing found is to be trusted: as its authority said it.
     distrusting: Option<(Span, BootCount)>,
@@ -118,16 +121,21 @@ pub(crate) fn format(node: NodeId, which: u64, extents: u64) -> Disk {
         boot: BootCount(0),
         geometry,
         revision: Revision(0),
+        openings: Openings::default(),
     };
     let mut disk = Disk::new(size);
     store::format(&mut disk, &superblock).expect("a blank disk");
     disk
 }
 
-/// As a node writes down the highest revision of the authority (I11).
-fn remember(superblock: &mut Superblock, disk: &mut Disk, revision: Revision) {
-    if revision > superblock.revision {
-        superblock.revision = revision;
+/// As a node writes down the highest revision of the authority (I11), and that it was taken in (I9).
+fn remember(superblock: &mut Superblock, disk: &mut Disk, revision: Revision, taken: Option<BootId>) {
+    let before = *superblock;
+    superblock.revision = superblock.revision.max(revision);
+    if let Some(id) = taken {
+        superblock.taken_in(id, superblock.boot);
+    }
+    if *superblock != before {
         // What cannot be written is told again after the next start.
         let _ = store::rewrite(disk, superblock);
     }
@@ -138,11 +146,12 @@ impl Process {
     pub(crate) fn start(
         node: NodeId,
         disk: &Disk,
+        id: BootId,
         seed: u64,
         chronicle: Rc<RefCell<Chronicle>>,
     ) -> Result<Self, String> {
         let mut whole = disk.clone();
-        let superblock = store::open(&mut whole, CLUSTER, node).map_err(|error| error.to_string())?;
+        let superblock = store::open(&mut whole, CLUSTER, node, id).map_err(|error| error.to_string())?;
         let region = superblock.geometry.region(0);
         let mut device = disk.device(region.base, region.len);
         // Operations take time: the world finishes them one by one, in any order.
@@ -157,6 +166,7 @@ impl Process {
         Ok(Self {
             quay,
             superblock,
+            id,
             disk: whole,
             distrusting: None,
             gather,
@@ -190,7 +200,7 @@ impl Process {
             Heard::ClientGone(client) => quay.client_gone(now, client),
             Heard::Authority(FromAuthority::Registered { settings, revision, trusted, boot }) => {
                 assert!(trusted || !quay.is_serving(), "it trusted its disk before it was told not to");
-                remember(&mut self.superblock, &mut self.disk, revision);
+                remember(&mut self.superblock, &mut self.disk, revision, trusted.then_some(self.id));
                 if trusted {
                     quay.serve(now, settings.grace);
                 } else {
@@ -199,7 +209,7 @@ impl Process {
                 }
             }
             Heard::Authority(FromAuthority::Revision(revision)) => {
-                remember(&mut self.superblock, &mut self.disk, revision);
+                remember(&mut self.superblock, &mut self.disk, revision, None);
             }
             Heard::Authority(
                 FromAuthority::RegisterRefused(_) | FromAuthority::Nodes(_) | FromAuthority::ShowConfigs,
@@ -213,7 +223,7 @@ impl Process {
         }
         while quay.advance(now, &mut self.events) {}
         if let Some((grace, boot)) = self.distrusting.take_if(|_| quay.is_distrusted()) {
-            self.superblock.boot = boot;
+            self.superblock.taken_in(self.id, boot);
             if store::rewrite(&mut self.disk, &self.superblock).is_ok() {
                 quay.serve(now, grace);
                 while quay.advance(now, &mut self.events) {}

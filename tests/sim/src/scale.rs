@@ -19,6 +19,7 @@ use engine_core::limits::{
     AUTHORITY_TICK, BATCH_BURST, BATCH_PAUSE, EXTENT_SIZE, PROPOSALS_MAX, REPORT_EVERY, TICK, WAL_SIZE_MIN,
 };
 use engine_core::message::{Decision, FromAuthority, Lane, NodeAddress, PeerMessage, Registration, Reply, ToAuthority};
+use engine_core::openings::Openings;
 use engine_core::replica::io::ClientRef;
 use engine_core::time::{Span, Time};
 
@@ -141,10 +142,11 @@ fn node(id: NodeId, replicas: u64) -> Node {
         boot,
         geometry,
         revision: Revision(0),
+        openings: Openings::default(),
     };
     let mut disk = engine::device::memory::Disk::new(size);
     store::format(&mut disk, &blank).expect("a blank disk");
-    let superblock = store::open(&mut disk, CLUSTER, id).expect("a formatted disk");
+    let superblock = store::open(&mut disk, CLUSTER, id, BootId(u128::from(id.0))).expect("a formatted disk");
     let region = superblock.geometry.region(0);
     let mut device = disk.device(region.base, region.len);
     device.hold(true);
@@ -191,6 +193,7 @@ impl World {
             zone: "z".into(),
             device: DeviceId(u128::from(id.0)),
             boot: BootCount(1),
+            openings: Box::default(),
             capacity: self.nodes[&id].quay.store().space().capacity,
             revision: Revision(0),
         };

@@ -4,7 +4,7 @@ use engine_core::authority::io::{Answer, Call, CallId, Effect, Effects, Input, S
 use engine_core::authority::records::{Key, RecordChange, StoredRecord, Value};
 use engine_core::authority::{Authority, Setup};
 use engine_core::config::Config;
-use engine_core::ids::{BootId, NodeId, SegmentId};
+use engine_core::ids::{NodeId, SegmentId};
 use engine_core::limits::REPORT_EVERY;
 use engine_core::message::{FromAuthority, NodeAddress, Registration, ToAuthority};
 use engine_core::time::Span;
@@ -91,10 +91,11 @@ impl World {
             zone: place.zone.clone(),
             device: process.superblock.device,
             boot: process.superblock.boot,
+            openings: Box::new(process.superblock.openings),
             capacity: engine::store::Store::space(process.quay.store()).capacity,
             revision: process.superblock.revision,
         };
-        let boot = BootId(u128::from(life));
+        let boot = process.id;
         self.tell_authority(Input::Register { session, boot, registration });
         let part = self.places[&node].process.as_ref().map(|process| process.quay.replicas()).unwrap_or_default();
         let at = self.seat_hears();

@@ -112,9 +112,9 @@ pub struct NodeRecord {
     /// A person said that this device is gone for good: the next one that comes takes its place.
     #[serde(default)]
     pub device_lost: bool,
-    /// Highest boot counter seen (I9).
+    /// Boot counter of the opening taken in last (I9).
     pub boot: BootCount,
-    /// The run of the process that brought it.
+    /// The run of that opening.
     pub boot_id: BootId,
     /// Extents it can hold.
     pub capacity: u64,

@@ -17,6 +17,7 @@ use crate::limits::{
     ADDRESS_BYTES_MAX, NODE_SILENCE, NODES_MAX, REPORT_EVERY, REVISION_EVERY, SEGMENTS_MAX, SESSION_GRACE, SHARDS_MAX,
 };
 use crate::message::{FromAuthority, HeldConfig, NodeAddress, Registration, ReplicaReport, Report, ToAuthority};
+use crate::openings::{Opening, Openings};
 use crate::sabotage::{Invariant, breaks};
 use crate::time::{Span, Time};
 
@@ -62,7 +63,7 @@ pub(super) struct Presence {
 enum Trust {
     /// It is the newest state of this device that this authority heard of.
     Whole,
-    /// Its boot counter is not above the one remembered: an older state of the device is back.
+    /// It does not carry the opening taken in last: an older state of the device is back.
     RolledBack,
 }
 
@@ -98,6 +99,12 @@ impl Presence {
         let fresh = self.reported.is_some_and(|at| now.since(at) < Span(3 * REPORT_EVERY.0));
         if fresh { self.rate } else { 0 }
     }
+}
+
+/// Whether a device has lived on since the opening of it that was taken in last (I9), or this memory is itself older
+/// than the device's (I11): then what the device carries is at least as new.
+fn carries(openings: &Openings, known: &NodeRecord) -> bool {
+    openings.have(Opening { id: known.boot_id, count: known.boot }) || openings.outlived(known.boot)
 }
 
 fn node_record(boot_id: BootId, registration: Registration) -> NodeRecord {
@@ -233,9 +240,7 @@ impl Authority {
                 "device {} of {node} was declared gone for good; what it holds is not needed. Wipe it, or use another",
                 known.device
             )),
-            // The same boot may come again over a new connection; another boot must have counted up (I9).
-            Some(known) if registration.boot > known.boot => Ok(Trust::Whole),
-            Some(known) if registration.boot == known.boot && boot == known.boot_id => Ok(Trust::Whole),
+            Some(known) if carries(&registration.openings, known) => Ok(Trust::Whole),
             Some(known) if boot != known.boot_id && self.is_up(now, *node) => Err(format!(
                 "another process with device {} is in touch as {node} (boot counter {}, this one has {}): stop one of \
                  the two",
@@ -251,8 +256,8 @@ impl Authority {
         pending.or_else(|| self.books.nodes().get(&node))
     }
 
-    /// The boot counter a device has from now on: one that was rolled back goes above the one remembered, so that its
-    /// next boot is an ordinary one.
+    /// The boot counter a device has from now on: one that was rolled back goes above the one remembered and its own,
+    /// once everything on it is distrusted, durably. Until then its next opening does not carry this one, either.
     fn boot_of(&self, boot: BootId, registration: &Registration, trust: Trust, effects: &mut Effects) -> BootCount {
         let node = registration.address.node;
         let Some(known) = self.known_as(node).filter(|_| trust == Trust::RolledBack) else {
@@ -262,11 +267,11 @@ impl Authority {
             return known.boot; // told before; it has not heard it
         }
         effects.log(format!(
-            "{node} comes with boot counter {}, {} was seen before: its device was rolled back; everything on it is \
-             taken for damaged and comes back by catch-up (I9)",
+            "{node} comes with boot counter {} and does not carry the opening taken in last, with {}: its device was \
+             rolled back; everything on it is taken for damaged and comes back by catch-up (I9)",
             registration.boot, known.boot
         ));
-        known.boot.next()
+        known.boot.max(registration.boot).next()
     }
 
     /// Tells nodes what the revision is by now, so that they would notice an older authority (I11).

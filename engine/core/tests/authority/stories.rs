@@ -3,9 +3,10 @@
 use engine_core::authority::document::{AcceptOlder, AttachVolume, Health, ResizeVolume};
 use engine_core::authority::io::{Answer, Call, ErrorCode};
 use engine_core::config::Config;
-use engine_core::ids::{BootCount, Epoch, NodeId, Revision};
+use engine_core::ids::{BootCount, BootId, Epoch, NodeId, Revision};
 use engine_core::limits::{NODE_SILENCE, PERMIT_TTL, PERMITS_PER_SOURCE, REVISION_EVERY};
 use engine_core::message::{Decision, FromAuthority, PermitAsk, Proposal, Registration, ToAuthority};
+use engine_core::openings::{Opening, Openings};
 use engine_core::time::Span;
 
 use crate::world::{World, registration, wish};
@@ -381,23 +382,95 @@ fn who_may_register() {
 fn a_rolled_back_device_is_taken_in_and_not_trusted() {
     let mut w = World::new(2);
     let boot = |boot| Registration { boot: BootCount(boot), ..registration(1) };
+    w.leave(1);
     w.register_as(boot(4), 1);
-    w.register_as(boot(4), 2);
+    // Another process has opened the device as it was before that.
+    let older = |count, id| Registration { openings: openings(&[(1, 1), (count, id)]), ..boot(count) };
+    w.register_image(older(4, 2), 2);
     let reason = w.refused.pop().expect("the first is in touch");
     assert!(reason.contains("another process"), "{reason}");
     w.leave(1);
     w.sent.clear();
-    w.register_as(boot(4), 2);
+    w.register_image(older(4, 2), 2);
     assert_eq!(w.welcome(1), (false, BootCount(5)), "its counter goes above the one remembered");
     // It has not heard that; nothing else changes.
-    w.register_as(boot(4), 2);
+    w.register_image(older(4, 2), 2);
     assert_eq!(w.welcome(1), (false, BootCount(5)));
-    w.register_as(boot(5), 2);
+    let taken = Registration { openings: openings(&[(5, 2)]), ..boot(5) };
+    w.register_image(taken, 2);
     assert_eq!(w.welcome(1), (true, BootCount(5)), "the same run over a new connection");
     w.leave(1);
     w.restart();
-    w.register_as(boot(6), 3);
+    w.register_image(Registration { openings: openings(&[(5, 2), (6, 3)]), ..boot(6) }, 3);
     assert_eq!(w.welcome(1), (true, BootCount(6)));
+}
+
+/// What a device carries: counter and run of the opening known to be taken in, and of those since.
+fn openings(list: &[(u64, u128)]) -> Box<Openings> {
+    let opening = |(count, id): &(u64, u128)| Opening { id: BootId(*id), count: BootCount(*count) };
+    let mut openings = Openings::default();
+    openings.take_in(opening(&list[0]));
+    list[1..].iter().map(opening).for_each(|opening| openings.open(opening));
+    Box::new(openings)
+}
+
+/// I9: the counter of an older image goes up with every opening, also those the authority hears nothing of.
+#[test]
+fn a_rolled_back_device_is_not_trusted_however_often_it_was_opened() {
+    let with = |list: &[(u64, u128)]| {
+        let count = list.last().unwrap().0;
+        Registration { boot: BootCount(count), openings: openings(list), ..registration(1) }
+    };
+    let mut w = World::new(2);
+    for (run, taken) in [(2, (1, 1)), (3, (2, 2)), (4, (3, 3))] {
+        w.leave(1);
+        w.register_image(with(&[taken, (u64::try_from(run).unwrap(), run)]), run);
+        assert!(w.welcome(1).0, "an ordinary start");
+    }
+    w.leave(1);
+    w.sent.clear();
+    // As it was while boot 2 was the last; opened three times since, under counters the device had and above them.
+    w.register_image(with(&[(2, 2), (3, 13), (4, 14), (5, 15)]), 15);
+    assert_eq!(w.welcome(1), (false, BootCount(6)));
+    // Its node ended before it had distrusted everything: nothing of that is on the device.
+    w.leave(1);
+    w.sent.clear();
+    w.register_image(with(&[(2, 2), (3, 13), (4, 14), (5, 15), (6, 16)]), 16);
+    assert_eq!(w.welcome(1), (false, BootCount(7)));
+    w.leave(1);
+    w.sent.clear();
+    w.register_image(with(&[(7, 16), (8, 17)]), 17);
+    assert_eq!(w.welcome(1), (true, BootCount(8)), "and then it is the device");
+}
+
+/// A node that ends between the authority's word and its own note of it comes back as what it was.
+#[test]
+fn an_answer_that_was_lost_takes_nobodys_trust() {
+    let mut w = World::new(2);
+    w.leave(1);
+    w.register_image(Registration { boot: BootCount(2), openings: openings(&[(1, 1), (2, 2)]), ..registration(1) }, 2);
+    w.leave(1);
+    w.sent.clear();
+    let third = openings(&[(1, 1), (2, 2), (3, 3)]);
+    w.register_image(Registration { boot: BootCount(3), openings: third, ..registration(1) }, 3);
+    assert_eq!(w.welcome(1), (true, BootCount(3)));
+}
+
+/// I11: what a restored record does not know was taken in later; whose record is older is not the device's fault.
+#[test]
+fn a_device_that_knows_a_later_opening_than_the_record_is_trusted() {
+    let mut w = World::new(3);
+    let before = w.backup();
+    for id in 1..=3 {
+        w.leave(id);
+        w.register_as(Registration { boot: BootCount(2), ..registration(id) }, 20 + u128::from(id));
+    }
+    w.restore(before);
+    for id in 1..=3 {
+        let list = [(2, 20 + u128::from(id)), (3, 30 + u128::from(id))];
+        w.register_image(Registration { boot: BootCount(3), openings: openings(&list), ..registration(id) }, list[1].1);
+        assert_eq!(w.welcome(id), (true, BootCount(3)));
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use engine_core::config::Config;
 use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, NodeId, Revision};
 use engine_core::limits::AUTHORITY_TICK;
 use engine_core::message::{FromAuthority, NodeAddress, Registration, Report, ToAuthority};
+use engine_core::openings::{Opening, Openings};
 use engine_core::time::{Span, Time};
 
 pub(crate) struct World {
@@ -23,6 +24,8 @@ pub(crate) struct World {
     calls: u64,
     sessions: u64,
     session_of: BTreeMap<NodeId, SessionRef>,
+    /// What sound devices remember.
+    openings: BTreeMap<DeviceId, Openings>,
 }
 
 fn setup(now: Time) -> Setup {
@@ -40,6 +43,7 @@ pub(crate) fn registration(id: u16) -> Registration {
         zone: ["c", "a", "b"][usize::from(id) % 3].into(),
         device: DeviceId(u128::from(id)),
         boot: BootCount(1),
+        openings: Box::default(),
         capacity: 10_000,
         revision: Revision(0),
     }
@@ -60,6 +64,7 @@ impl World {
             calls: 0,
             sessions: 0,
             session_of: BTreeMap::new(),
+            openings: BTreeMap::new(),
         };
         world.handle(Input::Tick);
         for id in 1..=nodes {
@@ -135,8 +140,19 @@ impl World {
         self.restart();
     }
 
-    /// As the process with this boot id.
-    pub(crate) fn register_as(&mut self, registration: Registration, boot: u128) {
+    /// As the process with this boot id, which has opened the device as it was when it was opened last.
+    pub(crate) fn register_as(&mut self, mut registration: Registration, boot: u128) {
+        let openings = self.openings.entry(registration.device).or_default();
+        let opening = Opening { id: BootId(boot), count: registration.boot };
+        if !openings.have(opening) {
+            openings.open(opening);
+        }
+        registration.openings = Box::new(*openings);
+        self.register_image(registration, boot);
+    }
+
+    /// With a device as the registration tells of it.
+    pub(crate) fn register_image(&mut self, registration: Registration, boot: u128) {
         self.sessions += 1;
         let (session, node, refused) = (SessionRef(self.sessions), registration.address.node, self.refused.len());
         self.handle(Input::Register { session, boot: BootId(boot), registration });

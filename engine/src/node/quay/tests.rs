@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use engine_core::config::Config;
-use engine_core::ids::{BootCount, ClusterId, DeviceId, Generation, Revision, VolumeId};
+use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, Generation, Revision, VolumeId};
 use engine_core::limits::{EXTENT_SIZE, WAL_SIZE_MIN};
+use engine_core::openings::Openings;
 
 use super::*;
 use crate::device::memory::{Disk, MemoryDevice};
@@ -37,8 +38,9 @@ fn blank() -> Disk {
     let size = (WAL_SIZE_MIN + (64 << 20) + 256 * EXTENT_SIZE).next_multiple_of(1 << 20);
     let geometry = Geometry::plan(size, 1, WAL_SIZE_MIN).unwrap();
     let (device, boot, revision) = (DeviceId(1), BootCount(0), Revision(0));
-    let superblock =
-        Superblock { features: 0, compatible: 0, cluster: CLUSTER, node: OWN, device, boot, geometry, revision };
+    let (features, compatible, openings) = (0, 0, Openings::default());
+    let (cluster, node) = (CLUSTER, OWN);
+    let superblock = Superblock { features, compatible, cluster, node, device, boot, geometry, revision, openings };
     let mut disk = Disk::new(size);
     store::format(&mut disk, &superblock).unwrap();
     disk
@@ -47,7 +49,7 @@ fn blank() -> Disk {
 /// The shard as its process finds it: not serving yet.
 fn start(disk: &Disk) -> Shard {
     let mut whole = disk.clone();
-    let superblock = store::open(&mut whole, CLUSTER, OWN).unwrap();
+    let superblock = store::open(&mut whole, CLUSTER, OWN, BootId(1)).unwrap();
     let region = superblock.geometry.region(0);
     let store = ShardStore::open(&mut whole, disk.device(region.base, region.len), &superblock, 0).unwrap();
     Quay::new(OWN, 0, 1, store, Said::default())

@@ -1,15 +1,19 @@
 //! One copy of the superblock: one block of 4 KiB.
 
-use engine_core::ids::{BootCount, ClusterId, DeviceId, Revision};
+use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, Revision};
+use engine_core::limits::OPENINGS_MAX;
+use engine_core::openings::{Opening, Openings};
 
 use super::{Cursor, Malformed, Reader, Sink, VERSION, crc};
 use crate::device::buffer::AlignedBuf;
 use crate::store::superblock::{Geometry, Superblock};
 
 const MAGIC: &[u8; 8] = b"BRKWATER";
-/// Magic, version, features (required, compatible), checksum algorithm, ids, boot, shape, revision; the checksum of it
-/// all follows.
-const LEN: usize = 8 + 4 + 8 + 8 + 4 + 16 + 16 + 2 + 8 + 8 + 2 + 8 + 8;
+/// Magic, version, features (required, compatible), checksum algorithm, ids, boot, shape, revision, openings; the checksum
+/// of it all follows.
+const LEN: usize = 8 + 4 + 8 + 8 + 4 + 16 + 16 + 2 + 8 + 8 + 2 + 8 + 8 + OPENING * (1 + OPENINGS_MAX);
+/// Run and boot counter; zeros for none.
+const OPENING: usize = 16 + 8;
 /// CRC-32 (IEEE), seeded as `engine_core::record::sum_seed` says.
 const CHECKSUM_CRC32: u32 = 1;
 
@@ -29,9 +33,22 @@ pub(crate) fn encode_superblock(superblock: &Superblock) -> AlignedBuf {
     sink.u16(superblock.geometry.shards);
     sink.u64(superblock.geometry.wal_size);
     sink.u64(superblock.revision.0);
+    put_opening(&mut sink, superblock.openings.taken);
+    superblock.openings.since.iter().for_each(|opening| put_opening(&mut sink, *opening));
     let sum = crc(&buffer[..LEN]);
     buffer[LEN..LEN + 4].copy_from_slice(&sum.to_le_bytes());
     buffer
+}
+
+fn put_opening(sink: &mut Cursor<'_>, opening: Option<Opening>) {
+    sink.u128(opening.map_or(0, |opening| opening.id.0));
+    sink.u64(opening.map_or(0, |opening| opening.count.0));
+}
+
+/// An opening counts from 1.
+fn opening(reader: &mut Reader<'_>) -> Result<Option<Opening>, Malformed> {
+    let opening = Opening { id: BootId(reader.u128()?), count: BootCount(reader.u64()?) };
+    Ok((opening.count != BootCount(0)).then_some(opening))
 }
 
 /// Whether the bytes claim to be a superblock of ours, of whatever version.
@@ -60,9 +77,13 @@ pub(crate) fn decode_superblock(bytes: &[u8]) -> Result<Result<Superblock, u32>,
     let shards = reader.u16()?;
     let wal_size = reader.u64()?;
     let revision = Revision(reader.u64()?);
+    let mut openings = Openings { taken: opening(&mut reader)?, ..Openings::default() };
+    for slot in &mut openings.since {
+        *slot = opening(&mut reader)?;
+    }
     if reader.u32()? != crc(&bytes[..LEN]) || algorithm != CHECKSUM_CRC32 {
         return reader.bad();
     }
     let geometry = Geometry { size, shards, wal_size };
-    Ok(Ok(Superblock { features, compatible, cluster, node, device, boot, geometry, revision }))
+    Ok(Ok(Superblock { features, compatible, cluster, node, device, boot, geometry, revision, openings }))
 }

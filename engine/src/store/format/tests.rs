@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use engine_core::ids::{BlockIndex, BootCount, ClusterId, DeviceId, ExtentIndex, NodeId, Revision, VolumeId};
+use engine_core::ids::{BlockIndex, BootCount, BootId, ClusterId, DeviceId, ExtentIndex, NodeId, Revision, VolumeId};
+use engine_core::openings::{Opening, Openings};
 use engine_core::record::{Blocks, Change, Entry, Record};
 
 use super::*;
@@ -140,6 +141,14 @@ fn sample_cells() -> AlignedBuf {
     page
 }
 
+fn sample_openings() -> Openings {
+    let opening = |count| Opening { id: BootId(0xB007_0000 + u128::from(count)), count: BootCount(count) };
+    let mut openings = Openings::default();
+    openings.take_in(opening(1));
+    (2..=3).for_each(|count| openings.open(opening(count)));
+    openings
+}
+
 fn sample_superblock() -> Superblock {
     Superblock {
         features: 0,
@@ -150,6 +159,7 @@ fn sample_superblock() -> Superblock {
         boot: BootCount(3),
         geometry: Geometry { size: 1 << 30, shards: 2, wal_size: 64 << 20 },
         revision: Revision(77),
+        openings: sample_openings(),
     }
 }
 

@@ -23,7 +23,7 @@ fn look(disk: &Disk, depth: Depth) -> Report {
 
 fn try_open(disk: &Disk) -> Result<ShardStore<MemoryDevice>, OpenError> {
     let mut whole = disk.clone();
-    let superblock = crate::store::open(&mut whole, CLUSTER, NODE)?;
+    let superblock = crate::store::open(&mut whole, CLUSTER, NODE, BootId(1))?;
     let region = superblock.geometry.region(0);
     ShardStore::open(&mut whole, disk.device(region.base, region.len), &superblock, 0)
 }

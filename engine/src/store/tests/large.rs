@@ -186,7 +186,7 @@ fn a_bit_flipped_anywhere_is_never_served() {
             disk.flip(at + random.between(0, 4095), 3);
         }
         let mut whole = disk.clone();
-        let superblock = crate::store::open(&mut whole, CLUSTER, NODE).unwrap();
+        let superblock = crate::store::open(&mut whole, CLUSTER, NODE, BootId(1)).unwrap();
         let device = disk.device(region.base, region.len);
         let Ok(mut store) = ShardStore::open(&mut whole, device, &superblock, 0) else { continue };
         store.audit();

@@ -7,7 +7,7 @@ use crate::store::Ticket;
 
 fn reopen(file: &DeviceFile) -> ShardStore<UringDevice> {
     let mut whole = file.clone();
-    let superblock = crate::store::open(&mut whole, CLUSTER, NODE).unwrap();
+    let superblock = crate::store::open(&mut whole, CLUSTER, NODE, BootId(1)).unwrap();
     let region = superblock.geometry.region(0);
     let device = UringDevice::new(file.clone(), region.base, region.len).unwrap();
     ShardStore::open(&mut whole, device, &superblock, 0).unwrap()

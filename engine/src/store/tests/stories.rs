@@ -178,7 +178,7 @@ fn each_wrong_device_is_named_and_nothing_is_written() {
     let mut disk = Disk::new(size);
     let tell = |disk: &Disk, cluster, node| {
         let before = disk.writes();
-        let error = crate::store::open(&mut disk.clone(), cluster, node).unwrap_err();
+        let error = crate::store::open(&mut disk.clone(), cluster, node, BootId(1)).unwrap_err();
         assert_eq!(disk.writes(), before);
         error
     };
@@ -192,7 +192,7 @@ fn each_wrong_device_is_named_and_nothing_is_written() {
     for copy in 0..3 {
         disk.flip(copy * 256 * 1024 + 20, 1);
     }
-    assert_eq!(crate::store::open(&mut disk, CLUSTER, NODE).unwrap().boot, BootCount(1));
+    assert_eq!(crate::store::open(&mut disk, CLUSTER, NODE, BootId(1)).unwrap().boot, BootCount(1));
     for copy in 0..4 {
         disk.flip(copy * 256 * 1024 + 20, 1);
     }

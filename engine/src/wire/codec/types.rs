@@ -12,6 +12,7 @@ use engine_core::message::{
     CopyReport, Decision, FromAuthority, HeldConfig, Lane, NodeAddress, Op, Outcome, Peer, PeerMessage, PermitAsk,
     Proposal, Refusal, Registration, ReplicaReport, Reply, Report, Request, Settings, ToAuthority,
 };
+use engine_core::openings::{Opening, Openings};
 use engine_core::record::{Change, Entry, ExtentCopy, Standing};
 use engine_core::scrub::ScrubReport;
 use engine_core::time::{Span, Time};
@@ -168,6 +169,29 @@ impl Wire for ExtentCopy {
     }
 }
 
+impl Wire for Box<Openings> {
+    fn put(&self, to: &mut Writer) {
+        let Openings { taken, since } = &**self;
+        taken.put(to);
+        since.iter().for_each(|opening| opening.put(to));
+    }
+
+    fn get(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let mut openings = Self::new(Openings { taken: Wire::get(from)?, ..Openings::default() });
+        for slot in &mut openings.since {
+            *slot = Wire::get(from)?;
+        }
+        Ok(openings)
+    }
+}
+
+#[cfg(test)]
+impl Sample for Box<Openings> {
+    fn sample(random: &mut engine_core::random::Random) -> Self {
+        Self::new(Openings { taken: Sample::sample(random), since: std::array::from_fn(|_| Sample::sample(random)) })
+    }
+}
+
 fields! {
     SegmentId { volume, index }
     Config {
@@ -179,7 +203,8 @@ fields! {
     Request { segment, epoch, generation, session, request, op }
     Reply { segment, epoch, session, request, outcome }
     NodeAddress { node, primary, replication, shards }
-    Registration { address, zone, device, boot, capacity, revision }
+    Registration { address, zone, device, boot, openings, capacity, revision }
+    Opening { id, count }
     Proposal { expected, config, promised }
     PermitAsk { segment, epoch, members }
     ReplicaReport { segment, incarnation, epoch, log_epoch, standing, commit, last }

@@ -13,6 +13,8 @@ use crate::world::World;
 told! {
     a_rolled_back_backup_comes_back_by_catch_up: 50,
     a_rolled_back_device_is_never_elected_alone: 51,
+    a_rolled_back_device_is_known_however_often_it_was_opened: 56,
+    a_device_is_itself_although_the_answers_to_its_node_were_lost: 57,
     a_rolled_back_primary_of_two_does_not_keep_the_other_waiting: 52,
     an_authority_from_an_old_backup_changes_nothing: 53,
     an_older_record_that_is_accepted_goes_on_from_what_its_nodes_know: 54,
@@ -60,6 +62,53 @@ fn a_rolled_back_device_is_never_elected_alone(seed: u64) {
     w.start(backups[1]);
     expect_progress(&mut w, Span::seconds(20));
     expect_whole(&mut w, Span::seconds(30));
+    w.verify();
+}
+
+fn a_rolled_back_device_is_known_however_often_it_was_opened(seed: u64) {
+    let mut w = busy(seed);
+    let (primary, backups) = (w.primary(), w.backups());
+    let segment = w.segment();
+    roll_back(&mut w, backups[0]);
+    w.crash(primary, true);
+    w.crash(backups[1], true);
+    // Opened while the authority is away, its boot counter goes up, past everything the authority has seen.
+    for _ in 0..3 {
+        w.cut_authority(backups[0]);
+        w.start(backups[0]);
+        w.run(Span::seconds(1));
+        w.crash(backups[0], true);
+    }
+    w.heal();
+    w.start(backups[0]);
+    w.run(Span::seconds(20));
+    assert_eq!(w.role(backups[0], segment), Some(RoleName::Stale), "it knows that it is not to be trusted");
+    w.start(primary);
+    w.start(backups[1]);
+    expect_progress(&mut w, Span::seconds(20));
+    expect_whole(&mut w, Span::seconds(30));
+    w.verify();
+}
+
+fn a_device_is_itself_although_the_answers_to_its_node_were_lost(seed: u64) {
+    let mut w = busy(seed);
+    let all = w.config(w.segment()).members;
+    // Each comes back, and ends between the authority's record of that and its own; a few times in a row.
+    for node in all.iter().cycle().take(3 * all.len()) {
+        w.crash(*node, true);
+        w.start(*node);
+        let before = w.seat.accepted.get(node).copied();
+        while w.seat.accepted.get(node).copied() == before {
+            w.run(Span(100_000));
+        }
+        w.crash(*node, true);
+    }
+    for node in &all {
+        w.start(*node);
+    }
+    expect_progress(&mut w, Span::seconds(20));
+    expect_whole(&mut w, Span::seconds(30));
+    assert_eq!(w.coverage.times("state: a rolled-back device was not trusted"), 0, "none was");
     w.verify();
 }
 
