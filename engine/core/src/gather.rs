@@ -7,7 +7,8 @@
 //!
 //! Invariants (I15): at most one batch per node is at the authority, or one per [`PROPOSAL_RETRY`] if it does not answer.
 //! Batches that are not full are few: of elections, and of other proposals, [`BATCH_BURST`] at once and one more per
-//! [`BATCH_PAUSE`]. At most [`PERMIT_ASKS_MAX`] asks for permits go per [`PERMIT_ASKS_EVERY`], the most endangered first.
+//! [`BATCH_PAUSE`]. At most [`PERMIT_ASKS_MAX`] asks for permits go per [`PERMIT_ASKS_EVERY`], the most endangered first;
+//! at most [`LEASE_ASKS_MAX`] asks for leases per [`LEASE_ASKS_EVERY`], by turns.
 //! Elections come before everything else.
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -15,10 +16,10 @@ use alloc::vec::Vec;
 
 use crate::ids::{Epoch, SegmentId};
 use crate::limits::{
-    BATCH_BODY_MAX, BATCH_BURST, BATCH_PAUSE, GATHERED_MAX, PERMIT_ASK_STALE, PERMIT_ASKS_EVERY, PERMIT_ASKS_MAX,
-    PROPOSAL_RETRY, PROPOSALS_MAX,
+    BATCH_BODY_MAX, BATCH_BURST, BATCH_PAUSE, GATHERED_MAX, LEASE_ASKS_EVERY, LEASE_ASKS_MAX, PERMIT_ASK_STALE,
+    PERMIT_ASKS_EVERY, PERMIT_ASKS_MAX, PROPOSAL_RETRY, PROPOSALS_MAX,
 };
-use crate::message::{Decision, FromAuthority, PermitAsk, Proposal, ToAuthority};
+use crate::message::{Decision, FromAuthority, LeaseAsk, PermitAsk, Proposal, ToAuthority};
 use crate::time::Time;
 
 /// What kind of proposal; the first comes first.
@@ -84,6 +85,10 @@ pub struct Gather {
     flown_at: Time,
     asks: BTreeMap<SegmentId, Ask>,
     asked_at: Option<Time>,
+    leases: BTreeMap<SegmentId, LeaseAsk>,
+    leases_at: Option<Time>,
+    /// Whose turn it is next.
+    lease_turn: u64,
 }
 
 impl Gather {
@@ -98,6 +103,7 @@ impl Gather {
         match message {
             ToAuthority::Proposals(proposals) => proposals.into_iter().for_each(|proposal| self.propose(proposal)),
             ToAuthority::PermitAsks(asks) => asks.into_iter().for_each(|ask| self.ask(now, ask)),
+            ToAuthority::LeaseAsks(asks) => asks.into_iter().for_each(|ask| self.ask_lease(ask)),
             other => return Some(other),
         }
         None
@@ -130,6 +136,24 @@ impl Gather {
         } else if self.asks.len() < GATHERED_MAX {
             self.asks.insert(ask.segment, Ask { ask, heard: now, passed: None });
         }
+    }
+
+    fn ask_lease(&mut self, ask: LeaseAsk) {
+        if self.leases.len() < GATHERED_MAX || self.leases.contains_key(&ask.segment) {
+            self.leases.insert(ask.segment, ask);
+        }
+    }
+
+    /// As many as a message holds, in a circle: where there are more, none starves.
+    fn next_leases(&mut self) -> Vec<LeaseAsk> {
+        let turn = SegmentId::from_u64(self.lease_turn);
+        let circle = self.leases.range(turn..).chain(self.leases.range(..turn));
+        let asks: Vec<LeaseAsk> = circle.map(|(_, ask)| *ask).take(LEASE_ASKS_MAX).collect();
+        for ask in &asks {
+            self.leases.remove(&ask.segment);
+            self.lease_turn = ask.segment.to_u64().wrapping_add(1);
+        }
+        asks
     }
 
     /// Notes what the authority said.
@@ -175,6 +199,10 @@ impl Gather {
                 self.asked_at = Some(now);
                 out.push(ToAuthority::PermitAsks(asks));
             }
+        }
+        if !self.leases.is_empty() && self.leases_at.is_none_or(|at| now >= at + LEASE_ASKS_EVERY) {
+            self.leases_at = Some(now);
+            out.push(ToAuthority::LeaseAsks(self.next_leases()));
         }
         out
     }
@@ -231,7 +259,8 @@ impl Gather {
         let answer = if self.flying.is_empty() { Time(0) } else { self.flown_at + PROPOSAL_RETRY };
         let batch = [Kind::Election, Kind::Other].into_iter().filter_map(refill).min().map(|at| at.max(answer));
         let asks = (!self.asks.is_empty()).then(|| self.asked_at.map_or(Time(0), |at| at + PERMIT_ASKS_EVERY));
-        batch.into_iter().chain(asks).min()
+        let leases = (!self.leases.is_empty()).then(|| self.leases_at.map_or(Time(0), |at| at + LEASE_ASKS_EVERY));
+        batch.into_iter().chain(asks).chain(leases).min()
     }
 }
 

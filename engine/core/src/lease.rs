@@ -4,6 +4,11 @@
 //! *all* other members, so one member that stopped renewing is enough to make its reads end in time. The holder counts
 //! from the moment it asked and subtracts the stated drift; the granter counts from the moment it answered: the holder's
 //! end always comes first. Write safety never depends on any of this.
+//!
+//! Below `min_copies` whoever is electable and no member can elect another primary without asking a member. So such a
+//! primary needs a lease of the authority too: its word that the configuration is still the one at work. The authority
+//! remembers nothing of it. Whoever succeeds such a primary without its promise counts [`LEASE`] from when it hears that
+//! its own configuration was installed, and what the authority said before that was asked for before that.
 
 use alloc::collections::BTreeMap;
 
@@ -15,14 +20,33 @@ use crate::time::{Span, Time};
 #[derive(Debug, Clone, Default)]
 pub struct Held {
     until: BTreeMap<NodeId, Time>,
+    /// What the authority gave a primary whose members are too few to elect another without it.
+    authority: Time,
+}
+
+/// The end of a lease asked for at `sent`, by the clock that asked.
+const fn end(sent: Time) -> Time {
+    Time(sent.0.saturating_add(LEASE.0 - LEASE.0 / 1000 * DRIFT_PER_MILLE))
 }
 
 impl Held {
     /// A member renewed in answer to what was sent at `sent` by the own clock.
     pub fn renew(&mut self, from: NodeId, sent: Time) {
-        let until = sent + Span(LEASE.0 - LEASE.0 / 1000 * DRIFT_PER_MILLE);
+        let until = end(sent);
         let held = self.until.entry(from).or_insert(until);
         *held = until.max(*held);
+    }
+
+    /// After `sent` by the own clock the authority still had the configuration this primary leads. Whoever leads a later
+    /// one waits [`LEASE`] from when that was installed, which is after `sent`.
+    pub fn renew_by_authority(&mut self, sent: Time) {
+        self.authority = end(sent).max(self.authority);
+    }
+
+    /// Whether nobody else, elected by nodes that are no members, can be answering yet.
+    #[must_use]
+    pub fn covers_outsiders(&self, now: Time) -> bool {
+        now < self.authority
     }
 
     /// Whether every one of `others` still helps nobody else.
@@ -53,6 +77,11 @@ impl Granted {
             self.to = Some(to);
         }
         self.until = now + LEASE;
+    }
+
+    /// A primary this member knows nothing of may have a lease that was not given by it: the most that can still run.
+    pub fn suppose(&mut self, now: Time) {
+        self.before = self.before.max(now + LEASE);
     }
 
     /// How long any primary may still answer reads by leases of this member. What was given to `restarted`, whose

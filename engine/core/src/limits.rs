@@ -143,6 +143,8 @@ pub const BATCH_BURST: u32 = 8;
 pub const GATHERED_MAX: usize = 64 * 1024;
 /// Asks for permits in one message, and per [`PERMIT_ASKS_EVERY`] and node; the less endangered wait their turn.
 pub const PERMIT_ASKS_MAX: usize = 64;
+/// Asks for leases in one message to the authority; further ones wait for the next message, and take turns.
+pub const LEASE_ASKS_MAX: usize = 2048;
 /// Asks parked at the authority; one more takes the place of a less endangered one, or is dropped and comes again.
 pub const PARKED_MAX: usize = 4096;
 /// Parked asks looked through at a time, the most endangered first; the others wait for the next look.
@@ -271,6 +273,8 @@ pub const SEAL_PATIENCE: Span = Span::millis(1000);
 pub const PROPOSAL_RETRY: Span = Span::millis(1000);
 /// How often a batch of proposals that is not full may go when many went before ([`BATCH_BURST`]).
 pub const BATCH_PAUSE: Span = Span::millis(100);
+/// How often at most a node passes on which of its primaries below `min_copies` ask for a lease (I7).
+pub const LEASE_ASKS_EVERY: Span = Span::millis(100);
 /// How often a node passes on what its primaries ask permits for.
 pub const PERMIT_ASKS_EVERY: Span = Span::millis(1000);
 /// An ask its primary has not repeated for this long is passed on no more.
@@ -357,6 +361,7 @@ const _: () = assert!(CLIENT_INFLIGHT_MAX <= WAITING_MAX && CLIENT_BYTES_MAX as 
 const _: () = assert!(RETRY_MIN.0 < RETRY_MAX.0 && CLIENT_PATIENCE.0 < CLIENT_RESEND_AFTER.0);
 const _: () = assert!(WISH_FOR.0 < REBALANCE_EVERY.0 && QUIET_MIN.0 < QUIET_MAX.0 && QUIET_MAX.0 < FLAP_WINDOW.0);
 const _: () = assert!(BEAT_EVERY.0 * 3 < LEASE.0, "a lease survives two lost beats");
+const _: () = assert!(LEASE_ASKS_EVERY.0 * 2 < BEAT_EVERY.0 && LEASE_ASKS_MAX <= LIST_MAX, "nor is one missed here");
 const _: () = assert!(SILENCE.0 >= LEASE.0, "whoever suspects has let his own lease end");
 const _: () = assert!(NODE_SILENCE.0 >= 3 * REPORT_EVERY.0);
 const _: () = assert!(PERMITS_PER_TARGET <= PERMITS_PER_ZONE && PERMITS_PER_SOURCE <= PERMITS_PER_ZONE);

@@ -375,6 +375,19 @@ pub struct PermitAsk {
     pub members: u8,
 }
 
+/// Is this still the configuration at work? Asked by a primary that may not commit; being answered is its lease (I7).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeaseAsk {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Which life.
+    pub incarnation: Incarnation,
+    /// Configuration of the asking primary.
+    pub epoch: Epoch,
+    /// When it asked, by its own clock.
+    pub sent: Time,
+}
+
 /// A node to the authority.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ToAuthority {
@@ -393,6 +406,8 @@ pub enum ToAuthority {
     Proposals(Vec<Proposal>),
     /// Please allow re-mirrors; at most [`crate::limits::PERMIT_ASKS_MAX`], the most endangered segments first.
     PermitAsks(Vec<PermitAsk>),
+    /// Leases for primaries below `min_copies`; at most [`crate::limits::LEASE_ASKS_MAX`] (I7).
+    LeaseAsks(Vec<LeaseAsk>),
     /// The re-mirror under this permit is done, or given up.
     PermitEnd {
         /// The segment.
@@ -528,6 +543,9 @@ pub enum FromAuthority {
         /// Where to.
         target: NodeId,
     },
+    /// Those of `LeaseAsks` that ask about the configuration at work (I7). Who asked about an earlier one is told the one
+    /// at work by `Decisions`.
+    Leased(Vec<LeaseAsk>),
     /// Please hand this segment's lead over to `to`, if that is possible without harm. A wish, not repeated.
     HandOver {
         /// The segment.

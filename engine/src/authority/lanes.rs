@@ -53,7 +53,7 @@ impl Class {
             | ToAuthority::Reserved { .. }
             | ToAuthority::Released { .. } => Self::Changes,
             ToAuthority::Register(_) | ToAuthority::Replicas { .. } | ToAuthority::Configs { .. } => Self::Sessions,
-            ToAuthority::Report(_) | ToAuthority::PermitAsks(_) => Self::Reports,
+            ToAuthority::Report(_) | ToAuthority::PermitAsks(_) | ToAuthority::LeaseAsks(_) => Self::Reports,
         }
     }
 }

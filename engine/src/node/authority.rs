@@ -12,7 +12,7 @@ use engine_core::ids::{BootCount, ClusterId, Revision};
 use engine_core::limits::{
     HELLO_DEADLINE, LIST_MAX, PROPOSALS_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, REPORT_EVERY, TURN_MAX,
 };
-use engine_core::message::{Decision, FromAuthority, Lane, NodeAddress, Registration, ToAuthority};
+use engine_core::message::{Decision, FromAuthority, Lane, LeaseAsk, NodeAddress, Registration, ToAuthority};
 use engine_core::openings::Opening;
 use engine_core::remirror::backoff::Backoff;
 use engine_core::time::{Span, Time};
@@ -232,6 +232,7 @@ impl Session {
             | FromAuthority::HandOver { segment, .. }
             | FromAuthority::Release { segment, .. } => *segment,
             FromAuthority::Decisions(_) => return self.pass_on_decisions(said).await,
+            FromAuthority::Leased(asks) => return self.pass_on_leases(asks).await,
             FromAuthority::Scrub => {
                 for shard in &self.shards {
                     let _ = shard.work.send(Mail::Authority(FromAuthority::Scrub)).await;
@@ -246,6 +247,18 @@ impl Session {
         };
         // A shard that is over needs no news.
         let _ = owner(&self.shards, segment).work.send(Mail::Authority(said)).await;
+    }
+
+    /// To each shard its own, in one mail.
+    async fn pass_on_leases(&self, asks: &[LeaseAsk]) {
+        let mut parts: Vec<Vec<LeaseAsk>> = self.shards.iter().map(|_| Vec::new()).collect();
+        let shards = u16::try_from(self.shards.len()).unwrap_or(u16::MAX);
+        for ask in asks {
+            parts[usize::from(ask.segment.shard(shards))].push(*ask);
+        }
+        for (shard, part) in self.shards.iter().zip(parts).filter(|(_, part)| !part.is_empty()) {
+            let _ = shard.work.send(Mail::Authority(FromAuthority::Leased(part))).await;
+        }
     }
 
     /// To each shard its own, in one mail.

@@ -137,8 +137,10 @@ impl Authority {
 
     fn why_read_only(&self, now: Time, config: &Config) -> (String, String) {
         let left: Vec<NodeId> = config.holders().filter(|node| !config.is_member(*node)).collect();
+        // I7: it needs the authority's word that nobody else leads.
+        let reads = if self.stands_still() { "reads wait until the authority goes on" } else { "reads go on" };
         let why = format!(
-            "only {} of at least {} copies are in sync (on {}): reads go on, writes wait; {}",
+            "only {} of at least {} copies are in sync (on {}): {reads}, writes wait; {}",
             config.members.len(),
             config.min_copies,
             names(&config.members),

@@ -19,6 +19,7 @@ mod accept;
 mod attach;
 mod devices;
 mod explain;
+mod leases;
 mod permits;
 mod recover;
 mod registry;

@@ -344,6 +344,7 @@ impl Authority {
             }
             ToAuthority::Proposals(proposals) => self.on_proposals(now, node, &proposals, effects),
             ToAuthority::PermitAsks(asks) => self.on_permit_asks(now, node, &asks, effects),
+            ToAuthority::LeaseAsks(asks) => self.on_lease_asks(node, &asks, effects),
             ToAuthority::PermitEnd { segment, permit } => self.on_permit_end(node, segment, permit, effects),
             ToAuthority::FenceDone { segment, generation } => {
                 self.on_fence_done(now, node, segment, generation, effects);

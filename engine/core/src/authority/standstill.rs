@@ -61,7 +61,11 @@ impl fmt::Display for Frozen {
             Some(held) => write!(f, "{held}")?,
             None => write!(f, "revision {} < {}", own.0, seen.0)?,
         }
-        write!(f, "; an older copy of it came back. Nothing is changed, volumes keep serving as they are")
+        write!(
+            f,
+            "; an older copy of it came back. Nothing is changed, volumes keep serving as they are, except that segments \
+             below min_copies wait"
+        )
     }
 }
 
@@ -122,7 +126,7 @@ impl Authority {
                 let why = format!(
                     "waiting: {reported} of {known} nodes have reported since the authority started, more than half have \
                      to say first whether its record is the newest; not heard: {unheard}. Nothing is changed, volumes \
-                     keep serving as they are"
+                     keep serving as they are, except that segments below min_copies wait"
                 );
                 let next = format!(
                     "start {unheard} (nodectl node ls); or, if too few of them ever come back: nodectl authority \
@@ -163,7 +167,8 @@ impl Authority {
                 }
                 true
             }
-            ToAuthority::PermitAsks(_) => true,
+            // I7: an older record may take for the configuration at work what was replaced long ago.
+            ToAuthority::PermitAsks(_) | ToAuthority::LeaseAsks(_) => true,
             _ => false,
         }
     }

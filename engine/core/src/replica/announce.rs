@@ -95,6 +95,8 @@ impl Replica {
             return;
         }
         primary.membership.beat_at = now + BEAT_EVERY;
+        self.renew_lone_lease(now, effects);
+        let Role::Primary(primary) = &self.role else { return };
         if primary.is_silent() {
             return;
         }

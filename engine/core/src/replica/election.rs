@@ -13,7 +13,7 @@ use super::{Replica, Role};
 use crate::config::Config;
 use crate::epoch;
 use crate::ids::{Epoch, NodeId, Seq};
-use crate::limits::{PROPOSAL_RETRY, SEAL_PATIENCE, SEAL_WAIT, SILENCE};
+use crate::limits::{LEASE, PROPOSAL_RETRY, SEAL_PATIENCE, SEAL_WAIT, SILENCE};
 use crate::message::{Decision, Peer, Proposal, ToAuthority};
 use crate::record::Standing;
 use crate::time::{Span, Time};
@@ -226,7 +226,13 @@ impl Replica {
         match decision {
             Decision::Installed(config) if epoch::supersedes(&config, &self.meta.config) => {
                 // Which of them an earlier primary needs is not known here: the longest rest counts (I7).
-                let lease_left = election.promises.values().map(|p| p.lease_left).max().unwrap_or(crate::limits::LEASE);
+                let lease_left = election.promises.values().map(|p| p.lease_left).max().unwrap_or(LEASE);
+                // Below min_copies a primary that has not promised may have none of theirs, but the authority's: asked for
+                // before this was installed.
+                let old = &self.meta.config;
+                let told =
+                    epoch::is_next(&config, old) && (old.may_commit() || election.promises.contains_key(&old.primary));
+                let lease_left = if told { lease_left } else { lease_left.max(LEASE) };
                 if config.primary == self.node {
                     return self.begin(now, config, lease_left, effects);
                 }

@@ -6,9 +6,10 @@
 use alloc::vec::Vec;
 
 use crate::config::Config;
-use crate::ids::{BlockIndex, ExtentIndex, Generation, NodeId, PermitId, SegmentId, Seq};
+use crate::ids::{BlockIndex, ExtentIndex, Generation, Incarnation, NodeId, PermitId, SegmentId, Seq};
 use crate::message::{Decision, Lane, Peer, Reply, Request, ToAuthority};
 use crate::record::{Blocks, ExtentCopy, Record};
+use crate::time::Time;
 
 /// The shell's name for a client's connection. Unique within one boot, never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -46,6 +47,13 @@ pub enum Input {
     ClientGone(ClientRef),
     /// The authority decided on this segment's proposal.
     Decided(Decision),
+    /// The authority still had this replica's configuration at work when it was asked (I7).
+    Leased {
+        /// Of which life.
+        incarnation: Incarnation,
+        /// When it was asked, by the own clock.
+        sent: Time,
+    },
     /// The authority allows a re-mirror to this node, where space is reserved.
     Granted {
         /// The permit.
@@ -125,7 +133,7 @@ pub enum Durable {
     /// As new primary: the configuration begun, log included.
     Begun(crate::ids::Epoch),
     /// As the only copy of a new life: that it is.
-    Recovered(crate::ids::Incarnation),
+    Recovered(Incarnation),
     /// A damaged extent has its content again.
     Mended(ExtentIndex),
     /// As candidate: this extent.

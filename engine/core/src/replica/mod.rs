@@ -31,6 +31,7 @@ mod follower;
 mod handover;
 pub mod io;
 mod log;
+mod lone;
 mod membership;
 mod mend;
 mod peers;
@@ -130,8 +131,9 @@ impl Replica {
         let log = log::Log::new(commit, tail);
         let durable = log.last();
         let random = Random::new(seed ^ crate::random::mix(segment.to_u64() ^ u64::from(node.0)));
-        // Where nothing was ever written there is nothing stale to read; where nobody else is, nobody else leads.
-        let harmless = log.last() == Seq(0) || meta.config.members == [node];
+        // Where nothing was ever written there is nothing stale to read; where nobody else is electable, nobody else leads.
+        let alone = meta.config.members == [node] && meta.config.may_commit();
+        let harmless = log.last() == Seq(0) || alone;
         let granted = if harmless { Granted::default() } else { Granted::forgotten(now) };
         let (links, early) = (BTreeMap::new(), VecDeque::new());
         let (writing_since, stopping, look) = (None, None, true);
@@ -175,6 +177,7 @@ impl Replica {
             Input::Client { client, request } => self.on_client(now, client, request, effects),
             Input::ClientGone(client) => self.on_client_gone(client),
             Input::Decided(decision) => self.on_decided(now, decision, effects),
+            Input::Leased { incarnation, sent } => self.on_leased(now, incarnation, sent, effects),
             Input::Granted { permit, target } => self.on_granted(now, permit, target, effects),
             Input::HandOver { epoch, to } => self.on_hand_over(now, epoch, to, effects),
             Input::Fence(generation) => self.on_fence(now, generation, effects),
@@ -184,7 +187,7 @@ impl Replica {
             Input::Extent { to, extent, copy } => self.on_extent(now, to, extent, copy, effects),
             Input::Damaged(extent) => self.mend(now, extent, effects),
             Input::Listed { purpose, from, listed, next } => self.on_listed(now, purpose, from, listed, next, effects),
-            Input::Recover(config) => self.on_recover(config, effects),
+            Input::Recover(config) => self.on_recover(now, config, effects),
             Input::StoreFailed => self.role = Role::Failed,
             Input::Stopping => self.on_stopping(now, effects),
             Input::Stopped => self.on_stopped(effects),
@@ -324,6 +327,10 @@ impl Replica {
         }
         if config.primary == self.node && config.is_member(self.node) && self.is_trusted() {
             return self.begin(now, config, crate::limits::LEASE, effects);
+        }
+        if !epoch::is_next(&config, &self.meta.config) || !self.meta.config.may_commit() {
+            // I7: in between, or until now, somebody may have led below min_copies, needing no lease of this member.
+            self.granted.suppose(now);
         }
         let stays = config.is_member(self.node) || config.is_candidate(self.node);
         // I5: whoever holds everything acknowledged keeps it, and may be elected, until a later epoch commits.

@@ -12,6 +12,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::io::{ClientRef, Durable, Effect, Effects, ReadPurpose};
+use super::lone::Lone;
 use super::membership::Membership;
 use super::peers::Peers;
 use super::{Asked, Replica, Role};
@@ -39,6 +40,8 @@ pub(super) struct Primary {
     /// Leases of earlier primaries may run until then (I7).
     lease_wait: Option<Time>,
     pub(super) lease: Held,
+    /// Below `min_copies`: how the authority's lease is asked for.
+    pub(super) lone: Lone,
     /// Members and candidates, as this primary knows them.
     pub(super) peers: Peers,
     pub(super) membership: Membership,
@@ -58,6 +61,11 @@ impl Primary {
     /// Whether clients wait for something here.
     pub(super) fn is_waited_for(&self) -> bool {
         !self.writes.is_empty() || !self.reads.is_empty()
+    }
+
+    /// Whether a client waits for something to be read.
+    pub(super) fn has_reads(&self) -> bool {
+        !self.reads.is_empty()
     }
 
     /// Whether something is ordered and not decided.
@@ -114,6 +122,7 @@ impl Replica {
             resolved: breaks(Invariant::I9),
             lease_wait: (lease_left > Span::ZERO).then(|| now + lease_left),
             lease: Held::default(),
+            lone: Lone::default(),
             peers,
             membership: Membership::new(now, epoch),
             session: Session(0),
@@ -341,14 +350,16 @@ impl Replica {
     fn leases_hold(&self, now: Time) -> bool {
         let Role::Primary(primary) = &self.role else { return false };
         let others = self.meta.config.members.iter().copied().filter(|node| *node != self.node);
-        breaks(Invariant::I7)
-            || primary.lease.covers(others, now) && primary.lease_wait.is_none_or(|until| until <= now)
+        let members = primary.lease.covers(others, now);
+        let outsiders = self.meta.config.may_commit() || primary.lease.covers_outsiders(now);
+        breaks(Invariant::I7) || members && outsiders && primary.lease_wait.is_none_or(|until| until <= now)
     }
 
     fn serve_reads(&mut self, now: Time, effects: &mut Effects) {
         if !self.leases_hold(now) {
-            return;
+            return self.ask_lone_lease(now, effects);
         }
+        self.note_lone_read(now);
         let (commit, epoch) = (self.log.commit(), self.meta.config.epoch);
         let Role::Primary(primary) = &mut self.role else { return };
         if !primary.resolved || primary.reads.is_empty() {

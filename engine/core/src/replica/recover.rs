@@ -19,7 +19,7 @@ use crate::time::Time;
 
 impl Replica {
     /// The authority says that this copy counts from now on, in a new life.
-    pub(super) fn on_recover(&mut self, config: Config, effects: &mut Effects) {
+    pub(super) fn on_recover(&mut self, now: Time, config: Config, effects: &mut Effects) {
         let own = self.meta.config.incarnation;
         if config.incarnation == own && !matches!(self.role, Role::Stale) {
             // Said again: the answer was lost. While the write is under way it is still to come.
@@ -44,6 +44,8 @@ impl Replica {
             self.log.commit_to(base);
         }
         let (epoch, life) = (config.epoch, config.incarnation);
+        // I7: a primary of the old life may have a lease of the authority, given before this life was installed.
+        self.granted.suppose(now);
         // Promises were given to another life.
         self.meta = Meta { promised: epoch, log_epoch: epoch, config, standing };
         self.durable = self.log.last();

@@ -37,6 +37,7 @@ pub(super) const fn matters(input: &Input) -> bool {
         input,
         Input::Tick
             | Input::Client { .. }
+            | Input::Leased { .. }
             | Input::ClientGone(_)
             | Input::Read { .. }
             | Input::Allocation { .. }

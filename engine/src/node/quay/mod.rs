@@ -15,7 +15,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use engine_core::ids::{Epoch, ExtentIndex, Incarnation, NodeId, SegmentId};
 use engine_core::limits::UNHEARD_MAX;
-use engine_core::message::{FromAuthority, Lane, Outcome, Peer, PeerMessage, Refusal, Reply, Request, ToAuthority};
+use engine_core::message::{
+    FromAuthority, Lane, LeaseAsk, Outcome, Peer, PeerMessage, Refusal, Reply, Request, ToAuthority,
+};
 use engine_core::random::Random;
 use engine_core::record::Recovered;
 use engine_core::remirror::reservation::Reservations;
@@ -347,6 +349,11 @@ impl<S: Store, W: Wires> Quay<S, W> {
             FromAuthority::Decisions(decisions) => {
                 for decision in decisions {
                     self.handle(now, decision.segment(), Input::Decided(decision));
+                }
+            }
+            FromAuthority::Leased(asks) => {
+                for LeaseAsk { segment, incarnation, sent, epoch: _ } in asks {
+                    self.handle(now, segment, Input::Leased { incarnation, sent });
                 }
             }
             FromAuthority::Recover { config } => self.recover(now, config),

@@ -9,8 +9,8 @@ use engine_core::ids::{
     RequestId, Revision, SegmentId, Seq, Session, VolumeId,
 };
 use engine_core::message::{
-    CopyReport, Decision, FromAuthority, HeldConfig, Lane, NodeAddress, Op, Outcome, Peer, PeerMessage, PermitAsk,
-    Proposal, Refusal, Registration, ReplicaReport, Reply, Report, Request, Settings, ToAuthority,
+    CopyReport, Decision, FromAuthority, HeldConfig, Lane, LeaseAsk, NodeAddress, Op, Outcome, Peer, PeerMessage,
+    PermitAsk, Proposal, Refusal, Registration, ReplicaReport, Reply, Report, Request, Settings, ToAuthority,
 };
 use engine_core::openings::{Opening, Openings};
 use engine_core::record::{Change, Entry, ExtentCopy, Standing};
@@ -207,6 +207,7 @@ fields! {
     Opening { id, count }
     Proposal { expected, config, promised }
     PermitAsk { segment, epoch, members }
+    LeaseAsk { segment, incarnation, epoch, sent }
     ReplicaReport { segment, incarnation, epoch, log_epoch, standing, commit, last }
     HeldConfig { config, promised }
     CopyReport { segment, full, copied, left }
@@ -285,6 +286,7 @@ variants! {
         9 = Reserved { permit, segment, granted },
         10 = Released { segment, incarnation },
         11 = Configs { part, last },
+        12 = LeaseAsks(0: asks),
     }
     Decision { 1 = Installed(0: config), 2 = Conflict(0: config), 3 = Denied(0: config, 1: reason), 4 = Unknown(0: segment) }
     FromAuthority {
@@ -302,5 +304,6 @@ variants! {
         12 = HandOver { segment, epoch, to },
         13 = ShowConfigs,
         14 = Scrub,
+        15 = Leased(0: asks),
     }
 }

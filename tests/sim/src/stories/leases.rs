@@ -1,7 +1,8 @@
 //! What may not be read any more, and who may not hold others up (I7, I8, I14, I13).
 
 use engine_core::ids::NodeId;
-use engine_core::limits::{EXTENT_BLOCKS, PREPARE_DEADLINE, WAL_SIZE_MIN};
+use engine_core::limits::{EXTENT_BLOCKS, LEASE, PREPARE_DEADLINE, WAL_SIZE_MIN};
+use engine_core::replica::io::RoleName;
 use engine_core::time::Span;
 
 use super::{busy, expect_progress, expect_whole};
@@ -9,6 +10,8 @@ use crate::world::{Shape, World};
 
 told! {
     a_reader_left_with_a_cut_off_primary_is_not_shown_the_past: 60,
+    a_primary_left_alone_with_a_reader_is_not_believed_once_others_lead: 68,
+    a_primary_left_alone_reads_on_in_touch_with_the_authority_and_not_without_it: 69,
     a_read_that_was_at_the_disk_while_others_led_is_not_answered: 61,
     a_backup_whose_device_hangs_is_left_out_by_its_prepare_deadline: 62,
     a_primary_whose_device_hangs_is_replaced: 63,
@@ -53,6 +56,92 @@ fn a_reader_left_with_a_cut_off_primary_is_not_shown_the_past(seed: u64) {
     assert_eq!(w.data_from(left), answered);
     assert!(w.clients[&reader].fenced, "it asked others and heard of the new attachment");
     w.heal();
+    expect_whole(&mut w, Span::seconds(30));
+    w.verify();
+}
+
+/// Three nodes hold the volume; the two backups are gone, and the authority has let the primary go on alone.
+fn lone(seed: u64) -> (World, NodeId, Vec<NodeId>) {
+    let mut w = World::serving(seed, 3, 3, 2, 4);
+    w.load(64);
+    w.run(Span::seconds(2));
+    w.load = None;
+    w.expect_done(Span::seconds(5));
+    let (segment, primary, backups) = (w.segment(), w.primary(), w.backups());
+    for backup in &backups {
+        w.crash(*backup, true);
+    }
+    w.expect("it leads alone", Span::seconds(20), |w| {
+        w.config(segment).members == [primary] && w.role(primary, segment) == Some(RoleName::Primary)
+    });
+    (w, primary, backups)
+}
+
+fn a_primary_left_alone_with_a_reader_is_not_believed_once_others_lead(seed: u64) {
+    let (mut w, left, backups) = lone(seed);
+    let (segment, reader) = (w.segment(), w.attached);
+    // It reads all the time: its primary holds as long a lease as it can have.
+    let read = |w: &mut World| {
+        for block in 0..8 {
+            w.begin_read(reader, segment, block, 1, false);
+        }
+        w.run(Span::millis(100));
+    };
+    for _ in 0..20 {
+        read(&mut w);
+    }
+    let answered = w.data_from(left);
+    assert!(answered > 0, "reads go on below min_copies (I5)");
+    cut_off(&mut w, left);
+    for backup in &backups {
+        w.start(*backup);
+    }
+    let asked = w.attached;
+    w.begin_attach();
+    for _ in 0..600 {
+        read(&mut w);
+        if w.attached != asked {
+            break;
+        }
+    }
+    assert!(w.attached != asked && w.primary() != left, "others lead, and fenced for the new client");
+    let answered = w.data_from(left);
+    for block in 0..8 {
+        w.write(segment, block, 1);
+    }
+    w.expect_done(Span::seconds(5));
+    // I7: nobody asked this primary's members, there are none. The authority does not answer it any more.
+    for _ in 0..30 {
+        read(&mut w);
+    }
+    let later = w.data_from(left);
+    w.heal();
+    w.verify();
+    assert_eq!(later, answered);
+    expect_whole(&mut w, Span::seconds(30));
+    w.verify();
+}
+
+fn a_primary_left_alone_reads_on_in_touch_with_the_authority_and_not_without_it(seed: u64) {
+    let (mut w, left, backups) = lone(seed);
+    let segment = w.segment();
+    let reads = |w: &mut World| {
+        let before = w.data_from(left);
+        for _ in 0..100 {
+            w.read(segment, 3, 1);
+            w.run(Span::millis(100));
+        }
+        w.data_from(left) - before
+    };
+    assert!(reads(&mut w) >= 99, "one lease after the other, without a gap (I7)");
+    w.stall_authority(Span::seconds(15));
+    w.run(LEASE);
+    assert_eq!(reads(&mut w), 0, "the price: who may lead instead is not known");
+    w.expect_done(Span::seconds(5));
+    assert!(reads(&mut w) >= 99, "and they were only waiting");
+    for backup in backups {
+        w.start(backup);
+    }
     expect_whole(&mut w, Span::seconds(30));
     w.verify();
 }
