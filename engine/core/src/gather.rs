@@ -401,4 +401,32 @@ mod tests {
         }
         assert_eq!(seen.len(), 200);
     }
+
+    #[test]
+    fn asks_for_leases_go_in_bounded_messages_by_turns() {
+        let (mut gather, mut now) = (Gather::new(), Time(0));
+        let many = u32::try_from(LEASE_ASKS_MAX).unwrap() + 10;
+        let ask = |index| {
+            let (incarnation, epoch) = (Incarnation(1), Epoch(2));
+            LeaseAsk { segment: segment(index), incarnation, epoch, sent: Time(7) }
+        };
+        let next = |gather: &mut Gather, now| match gather.next(now).as_slice() {
+            [ToAuthority::LeaseAsks(asks)] => asks.iter().map(|ask| ask.segment.index).collect::<Vec<u32>>(),
+            [] => Vec::new(),
+            other => panic!("{other:?}"),
+        };
+        for index in 0..many {
+            assert_eq!(gather.take(now, ToAuthority::LeaseAsks(vec![ask(index)])), None);
+        }
+        let first = next(&mut gather, now);
+        assert_eq!((first.len(), first[0]), (LEASE_ASKS_MAX, 0));
+        // All ask again: those who have not had their turn come first.
+        (0..many).for_each(|index| drop(gather.take(now, ToAuthority::LeaseAsks(vec![ask(index)]))));
+        assert!(next(&mut gather, now).is_empty() && gather.wake_at() == Some(now + LEASE_ASKS_EVERY));
+        now = now + LEASE_ASKS_EVERY;
+        let second = next(&mut gather, now);
+        assert_eq!((second.len(), second[0]), (LEASE_ASKS_MAX, many - 10));
+        gather.forget();
+        assert_eq!(gather.wake_at(), None);
+    }
 }

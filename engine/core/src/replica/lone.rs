@@ -78,3 +78,186 @@ impl Replica {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::ids::{BlockIndex, Epoch, Generation, NodeId, RequestId, SegmentId, Seq, Session, VolumeId};
+    use crate::limits::SILENCE;
+    use crate::message::{Decision, Op, Outcome, Peer, Request};
+    use crate::record::{Blocks, Meta, Recovered, Standing};
+    use crate::replica::io::{ClientRef, Durable, Input, ReadPurpose};
+    use crate::time::Span;
+
+    const OWN: NodeId = NodeId(1);
+    const OTHER: NodeId = NodeId(2);
+    const THIRD: NodeId = NodeId(3);
+
+    fn config(epoch: u64, members: &[NodeId]) -> Config {
+        Config {
+            segment: SegmentId { volume: VolumeId(1), index: 0 },
+            incarnation: Incarnation(1),
+            epoch: Epoch(epoch),
+            primary: members[0],
+            members: members.to_vec(),
+            candidates: vec![],
+            electable: vec![OWN, OTHER, THIRD],
+            former: vec![],
+            generation: Generation(1),
+            copies: 3,
+            min_copies: 2,
+            extents: 512,
+        }
+    }
+
+    fn opened(config: Config) -> Replica {
+        let segment = config.segment;
+        let meta = Meta { promised: config.epoch, log_epoch: config.epoch, config, standing: Standing::Member };
+        Replica::open(
+            OWN,
+            Recovered { segment, meta, commit: Seq(0), tail: vec![], damaged: false },
+            SILENCE,
+            Time(0),
+            1,
+        )
+    }
+
+    fn say(replica: &mut Replica, now: Time, input: Input) -> Vec<Effect> {
+        let mut effects = Effects::new();
+        replica.handle(now, input, &mut effects);
+        effects.drain().collect()
+    }
+
+    /// Stands for election over `old` with the promises of `promised`, and learns that `new` is installed.
+    fn elect(replica: &mut Replica, now: Time, promised: &[NodeId], new: &Config) {
+        say(replica, now, Input::Tick);
+        say(replica, now, Input::Durable(Durable::Promise(new.epoch)));
+        for from in promised {
+            let message = Peer::Promise {
+                epoch: new.epoch,
+                log_epoch: Epoch(1),
+                last: Seq(0),
+                commit: Seq(0),
+                lease_left: Span::ZERO,
+            };
+            say(replica, now, Input::Peer { from: *from, message });
+        }
+        say(replica, now, Input::Decided(Decision::Installed(new.clone())));
+        say(replica, now, Input::Durable(Durable::Begun(new.epoch)));
+    }
+
+    fn lease_left(replica: &Replica, now: Time) -> Span {
+        let Role::Primary(primary) = &replica.role else { panic!("it leads") };
+        primary.lease_left(now)
+    }
+
+    /// The only member left of three, after it has begun its epoch.
+    fn lone(now: Time) -> Replica {
+        let mut replica = opened(config(5, &[OWN]));
+        elect(&mut replica, now, &[], &config(6, &[OWN]));
+        assert!(replica.is_serving() && lease_left(&replica, now) == Span::ZERO);
+        replica
+    }
+
+    fn read(replica: &mut Replica, now: Time) -> Vec<Effect> {
+        let op = Op::Read { block: BlockIndex(0), count: 1 };
+        let (segment, epoch, generation) = (replica.segment(), replica.config().epoch, Generation(1));
+        let request = Request { segment, epoch, generation, session: Session(1), request: RequestId(1), op };
+        say(replica, now, Input::Client { client: ClientRef(1), request })
+    }
+
+    fn asks(effects: &[Effect]) -> bool {
+        effects.iter().any(|effect| matches!(effect, Effect::Authority(ToAuthority::LeaseAsks(_))))
+    }
+
+    fn reading(effects: &[Effect]) -> Option<ReadPurpose> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Read { purpose, .. } => Some(purpose.clone()),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn below_min_copies_it_reads_for_a_lease_from_when_it_asked_the_authority() {
+        let sent = Time(0) + Span::seconds(10);
+        let mut replica = lone(sent);
+        let effects = read(&mut replica, sent);
+        assert!(asks(&effects) && reading(&effects).is_none(), "{effects:?}");
+        assert!(!asks(&read(&mut replica, sent)), "once is enough");
+        let answered = sent + Span::millis(300);
+        let leased = Input::Leased { incarnation: Incarnation(1), sent };
+        let purpose = reading(&say(&mut replica, answered, leased)).expect("now it reads");
+        // The disk takes until its lease has run out by its own clock, earlier than by anybody else's.
+        let late = sent + LEASE - Span::millis(20);
+        let data = Ok(Blocks { data: vec![0; 4096].into(), sums: vec![0; 4].into() });
+        let effects = say(&mut replica, late, Input::Read { purpose, result: data });
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Reply { .. })), "{effects:?}");
+        // The read waits, and asks for another lease.
+        assert!(asks(&say(&mut replica, late, Input::Tick)));
+        let leased = Input::Leased { incarnation: Incarnation(1), sent: late };
+        let purpose = reading(&say(&mut replica, late, leased)).expect("it is read again");
+        let data = Ok(Blocks { data: vec![0; 4096].into(), sums: vec![0; 4].into() });
+        let effects = say(&mut replica, late, Input::Read { purpose, result: data });
+        assert!(
+            matches!(effects.as_slice(), [Effect::Reply { reply, .. }] if matches!(reply.outcome, Outcome::Data(_)))
+        );
+    }
+
+    #[test]
+    fn it_asks_on_while_somebody_reads_and_stops_soon_after() {
+        let mut now = Time(0) + Span::seconds(10);
+        let mut replica = lone(now);
+        read(&mut replica, now);
+        say(&mut replica, now, Input::Leased { incarnation: Incarnation(1), sent: now });
+        let mut asked = vec![];
+        for _ in 0..50 {
+            now = now + Span::millis(100);
+            if asks(&say(&mut replica, now, Input::Tick)) {
+                asked.push(now);
+            }
+        }
+        let first = Time(0) + Span::seconds(10);
+        assert!(asked.len() >= 4 && asked.iter().all(|at| at.since(first) <= LEASE), "{asked:?}");
+    }
+
+    #[test]
+    fn an_echo_of_another_life_or_of_what_it_never_asked_is_no_lease() {
+        let now = Time(0) + Span::seconds(10);
+        let mut replica = lone(now);
+        read(&mut replica, now);
+        let of_later = Input::Leased { incarnation: Incarnation(1), sent: now + Span::seconds(1) };
+        assert!(reading(&say(&mut replica, now, of_later)).is_none());
+        let of_another = Input::Leased { incarnation: Incarnation(2), sent: now };
+        assert!(reading(&say(&mut replica, now, of_another)).is_none());
+    }
+
+    #[test]
+    fn who_succeeds_a_lone_primary_without_its_promise_waits_for_its_lease() {
+        let now = Time(0) + Span::seconds(10);
+        let new = Config { primary: OWN, ..config(6, &[OWN, THIRD]) };
+        let mut replica = opened(config(5, &[OTHER]));
+        elect(&mut replica, now, &[THIRD], &new);
+        assert_eq!(lease_left(&replica, now), LEASE);
+        let mut replica = opened(config(5, &[OTHER]));
+        elect(&mut replica, now, &[OTHER, THIRD], &new);
+        assert_eq!(lease_left(&replica, now), Span::ZERO, "it has promised, so it reads no more");
+        let mut replica = opened(config(5, &[OTHER, OWN, THIRD]));
+        elect(&mut replica, now, &[THIRD], &new);
+        assert_eq!(lease_left(&replica, now), Span::ZERO, "above min_copies it needs a lease of each");
+    }
+
+    #[test]
+    fn who_becomes_a_member_unheard_of_counts_the_lease_of_one_who_led_alone_before() {
+        // The lone primary proposed to take it in and has not heard that this is installed.
+        let now = Time(0) + Span::seconds(10);
+        let mut replica = opened(config(5, &[OTHER]));
+        say(&mut replica, now, Input::Decided(Decision::Conflict(config(6, &[OTHER, OWN, THIRD]))));
+        assert_eq!(replica.granted.left(None, now), LEASE);
+        let mut replica = opened(config(5, &[OTHER, OWN, THIRD]));
+        say(&mut replica, now, Input::Decided(Decision::Conflict(config(6, &[OTHER, OWN]))));
+        assert_eq!(replica.granted.left(None, now), Span::ZERO);
+    }
+}

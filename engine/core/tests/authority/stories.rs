@@ -5,9 +5,9 @@ use engine_core::authority::io::{Answer, Call, ErrorCode};
 use engine_core::config::Config;
 use engine_core::ids::{BootCount, BootId, Epoch, NodeId, Revision};
 use engine_core::limits::{NODE_SILENCE, PERMIT_TTL, PERMITS_PER_SOURCE, REVISION_EVERY};
-use engine_core::message::{Decision, FromAuthority, PermitAsk, Proposal, Registration, ToAuthority};
+use engine_core::message::{Decision, FromAuthority, LeaseAsk, PermitAsk, Proposal, Registration, ToAuthority};
 use engine_core::openings::{Opening, Openings};
-use engine_core::time::Span;
+use engine_core::time::{Span, Time};
 
 use crate::world::{World, registration, wish};
 
@@ -515,4 +515,34 @@ fn an_explanation_names_the_node_its_silence_and_what_comes_next() {
     let primary = config.primary;
     assert!(segment.why.contains(&format!("{primary} was last heard 3 s ago")), "{}", segment.why);
     assert!(segment.next.contains("elect a new primary"), "{}", segment.next);
+}
+
+#[test]
+fn a_lease_is_for_the_primary_of_the_configuration_at_work_and_who_asks_about_an_earlier_one_hears_of_it() {
+    let mut w = World::new(3);
+    w.volume("v", 1);
+    let old = w.segment(0);
+    let (primary, backup, third) = (old.members[0], old.members[1], old.members[2]);
+    let ask = LeaseAsk { segment: old.segment, incarnation: old.incarnation, epoch: old.epoch, sent: Time(77) };
+    let asks = || ToAuthority::LeaseAsks(vec![ask]);
+    w.sent.clear();
+    w.say(backup, asks());
+    assert_eq!(w.heard(backup), [], "it does not lead");
+    w.say(primary, asks());
+    assert_eq!(w.heard(primary), [FromAuthority::Leased(vec![ask])]);
+    propose(&mut w, 0, backup, &[backup, third], &[]);
+    w.sent.clear();
+    w.say(primary, asks());
+    assert_eq!(w.heard(primary), [FromAuthority::Decisions(vec![Decision::Conflict(w.segment(0))])]);
+    // I7: after a start the records may be older than what was decided. Nothing is said before that is known.
+    let current = LeaseAsk { epoch: w.segment(0).epoch, ..ask };
+    w.restart();
+    w.back(Registration { boot: BootCount(2), ..registration(backup.0) });
+    w.sent.clear();
+    w.say(backup, ToAuthority::LeaseAsks(vec![current]));
+    assert_eq!(w.heard(backup), []);
+    w.back(Registration { boot: BootCount(2), ..registration(third.0) });
+    w.sent.clear();
+    w.say(backup, ToAuthority::LeaseAsks(vec![current]));
+    assert_eq!(w.heard(backup), [FromAuthority::Leased(vec![current])]);
 }
