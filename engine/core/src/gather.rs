@@ -405,7 +405,7 @@ mod tests {
     #[test]
     fn asks_for_leases_go_in_bounded_messages_by_turns() {
         let (mut gather, mut now) = (Gather::new(), Time(0));
-        let many = u32::try_from(LEASE_ASKS_MAX).unwrap() + 10;
+        let many = u32::try_from(LEASE_ASKS_MAX).expect("few") + 10;
         let ask = |index| {
             let (incarnation, epoch) = (Incarnation(1), Epoch(2));
             LeaseAsk { segment: segment(index), incarnation, epoch, sent: Time(7) }
