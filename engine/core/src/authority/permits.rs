@@ -37,6 +37,7 @@ struct Permit {
     source: NodeId,
     target: NodeId,
     zone: String,
+    /// Beyond what configurations book.
     extents: u32,
     state: State,
     renewed: Time,
@@ -275,7 +276,8 @@ impl Authority {
         for (_, segment) in asks.into_iter().take(PERMIT_LOOKS_MAX) {
             match self.try_reserve(now, segment) {
                 Ok(permit) => {
-                    let reserve = FromAuthority::Reserve { permit: permit.id, segment, extents: permit.extents };
+                    let extents = self.books.segments()[&segment].config.extents;
+                    let reserve = FromAuthority::Reserve { permit: permit.id, segment, extents };
                     effects.send(permit.target, reserve);
                     self.permits.parked.remove(&segment);
                     self.permits.running.insert(segment, permit);
@@ -294,11 +296,14 @@ impl Authority {
         self.permits.room_for(ask.source)?;
         let config = &self.books.segments()[&segment].config;
         let volume = &self.books.volumes()[&segment.volume];
-        let mut without: Vec<NodeId> = config.holders().chain(ask.refused.keys().copied()).collect();
+        let holders = config.holders().filter(|node| !self.may_begin_again(config, *node));
+        let mut without: Vec<NodeId> = holders.chain(ask.refused.keys().copied()).collect();
         without.extend(self.books.nodes_releasing(segment));
         let zone_of = |node: &NodeId| self.books.nodes().get(node).map(|record| record.zone.as_str());
         let taken: Vec<&str> = config.members.iter().chain(&config.candidates).filter_map(zone_of).collect();
-        let all: Vec<Room<'_>> = self.rooms(now).collect();
+        let booked = |node| if config.holders().any(|holder| holder == node) { config.extents } else { 0 };
+        let mut all: Vec<Room<'_>> = self.rooms(now).collect();
+        all.iter_mut().for_each(|room| room.booked -= u64::from(booked(room.node)));
         let free: Vec<Room<'_>> = all.iter().copied().filter(|room| self.permits.target_is_free(room)).collect();
         let need = Need {
             copies: 1,
@@ -316,10 +321,17 @@ impl Authority {
             (Err(_), Err(none)) => return Err(format!("no space: {none}")),
         };
         let zone = zone_of(&target).unwrap_or_default().to_string();
-        let (source, extents) = (ask.source, config.extents);
+        let (source, extents) = (ask.source, config.extents - booked(target));
         self.permits.last += 1;
         let id = PermitId(self.permits.last);
         Ok(Permit { id, source, target, zone, extents, state: State::Reserving, renewed: now })
+    }
+
+    /// Whether a former member says that it holds nothing of the segment any more: its space is booked still, and a copy
+    /// made there anew takes it. Where every other node is full, or has a copy, there is no other place for one.
+    fn may_begin_again(&self, config: &Config, node: NodeId) -> bool {
+        let is_out = !config.is_member(node) && !config.is_candidate(node);
+        is_out && self.has_nothing_of(node, config.segment)
     }
 
     pub(super) fn on_reserved(

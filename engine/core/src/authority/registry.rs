@@ -334,6 +334,8 @@ impl Authority {
                 if let Some(presence) = self.presence.get_mut(&node) {
                     presence.listed |= last;
                 }
+                // What it has lost may be made there anew.
+                self.permits.look_again();
                 self.look_for_newer(now, node, &part, effects);
                 self.on_replicas(node, &part, effects);
                 self.look_whether_to_go_on(now, effects);
@@ -374,11 +376,15 @@ impl Authority {
     /// Whether the node itself has said, since it became a member of this segment last, that its copy is not to be
     /// trusted, or that it has none: an image of its device from before is back.
     pub(super) fn disowns(&self, node: NodeId, segment: SegmentId) -> bool {
-        let Some(presence) = self.presence.get(&node) else { return false };
-        match presence.facts.get(&segment) {
-            Some(facts) => !is_trusted(facts),
-            None => presence.listed && presence.facts.len() < SEGMENTS_MAX,
-        }
+        let facts = self.presence.get(&node).and_then(|presence| presence.facts.get(&segment));
+        facts.map_or_else(|| self.has_nothing_of(node, segment), |facts| !is_trusted(facts))
+    }
+
+    /// Whether the node has said all it holds, and this segment was not among it.
+    pub(super) fn has_nothing_of(&self, node: NodeId, segment: SegmentId) -> bool {
+        self.presence.get(&node).is_some_and(|presence| {
+            presence.listed && presence.facts.len() < SEGMENTS_MAX && !presence.facts.contains_key(&segment)
+        })
     }
 
     fn on_report(&mut self, now: Time, node: NodeId, report: Report) {

@@ -4,7 +4,7 @@ use engine_core::authority::document::{AcceptOlder, AttachVolume, Health, Resize
 use engine_core::authority::io::{Answer, Call, ErrorCode};
 use engine_core::config::Config;
 use engine_core::ids::{BootCount, BootId, Epoch, NodeId, Revision};
-use engine_core::limits::{NODE_SILENCE, PERMIT_TTL, PERMITS_PER_SOURCE, REVISION_EVERY};
+use engine_core::limits::{EXTENT_SIZE, NODE_SILENCE, PERMIT_TTL, PERMITS_PER_SOURCE, REVISION_EVERY};
 use engine_core::message::{Decision, FromAuthority, LeaseAsk, PermitAsk, Proposal, Registration, ToAuthority};
 use engine_core::openings::{Opening, Openings};
 use engine_core::time::{Span, Time};
@@ -279,6 +279,42 @@ fn a_lost_copy_is_made_elsewhere_with_permit_and_reservation() {
     assert!(w.heard(lost).iter().any(|m| matches!(m, FromAuthority::Release { .. })));
     w.say(lost, ToAuthority::Released { segment, incarnation: config.incarnation });
     assert_eq!(w.records_of("release"), 0);
+}
+
+/// A copy that is gone for good, on a node that is back: where nobody else has a place, it is made there anew, in the
+/// space that is booked for it already.
+#[test]
+fn a_former_member_that_holds_nothing_any_more_gets_its_copy_anew() {
+    let mut w = World::new(3);
+    w.volume("v", 1);
+    let config = w.segment(0);
+    let (primary, backup, lost) = (config.members[0], config.members[1], config.members[2]);
+    w.leave(lost.0);
+    let Decision::Installed(config) = propose(&mut w, 0, primary, &[primary, backup], &[]) else { panic!() };
+    let reserved = |w: &World| {
+        w.sent.iter().find_map(|(to, m)| match m {
+            FromAuthority::Reserve { permit, extents, .. } if *extents == config.extents => Some((*to, *permit)),
+            _ => None,
+        })
+    };
+    // It may still have it as long as it has not said all it holds.
+    let back = Registration { boot: BootCount(2), capacity: u64::from(config.extents), ..registration(lost.0) };
+    w.register(back);
+    w.sent.clear();
+    w.say(primary, ask(&config));
+    w.pass(Span::millis(100));
+    assert_eq!((reserved(&w), w.status().remirror.parked), (None, 1));
+
+    w.say(lost, ToAuthority::Replicas { part: Vec::new(), last: true });
+    w.pass(Span::seconds(1));
+    let (target, permit) = reserved(&w).expect("a place for it");
+    assert_eq!(target, lost);
+    assert_eq!(w.status().booked, 3 * u64::from(config.extents) * EXTENT_SIZE, "nothing is booked twice");
+    w.say(target, ToAuthority::Reserved { permit, segment: config.segment, granted: true });
+    assert!(matches!(propose(&mut w, 0, primary, &[primary, backup], &[target]), Decision::Installed(_)));
+    let whole = propose(&mut w, 0, primary, &[primary, backup, target], &[]);
+    assert!(matches!(&whole, Decision::Installed(config) if config.former.is_empty()), "{whole:?}");
+    assert_eq!(w.status().booked, 3 * u64::from(config.extents) * EXTENT_SIZE);
 }
 
 #[test]
