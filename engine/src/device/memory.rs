@@ -190,6 +190,25 @@ impl Disk {
         bytes.faults = Faults { unreadable, ..Faults::default() };
     }
 
+    /// Another disk in the same state, whatever is under way included: to see what a crash now would leave.
+    #[must_use]
+    pub fn snapshot(&self) -> Self {
+        let bytes = self.0.borrow();
+        let flying = bytes.flying.iter().map(|(order, (offset, buffer))| {
+            let mut copy = AlignedBuf::to_fill(buffer.len());
+            copy.copy_from_slice(buffer);
+            (*order, (*offset, copy))
+        });
+        Self(Rc::new(RefCell::new(Bytes {
+            size: bytes.size,
+            durable: bytes.durable.clone(),
+            cached: bytes.cached.clone(),
+            flying: flying.collect(),
+            next_flight: bytes.next_flight,
+            ..Bytes::default()
+        })))
+    }
+
     /// Everything completed survives from here on, as when a process dies and its host does not.
     pub fn keep(&self) {
         self.0.borrow_mut().flush();

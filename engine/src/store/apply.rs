@@ -225,7 +225,8 @@ fn piece<'a>(replica: &'a Replica, composed: &Composed, extent: ExtentIndex, blo
 
 /// The extent's new presence map, the blocks to write, and the new checksums.
 fn merge(replica: &Replica, old: Home, composed: &Composed, extent: ExtentIndex) -> (u32, u32, NewSums) {
-    let (mut present, mut new) = (old.present, NewSums { slab: NO_SLAB, known: 0, sums: [0; EXTENT_BLOCKS as usize] });
+    let (mut present, mut new) =
+        (old.present, NewSums { slab: NO_SLAB, batch: 0, known: 0, sums: [0; EXTENT_BLOCKS as usize] });
     for (block, becomes) in (0..EXTENT_BLOCKS).zip(&composed.blocks) {
         match becomes {
             None => {}

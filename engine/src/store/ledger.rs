@@ -73,6 +73,8 @@ impl Batches {
 #[derive(Debug, Clone)]
 pub(crate) struct NewSums {
     pub(crate) slab: u32,
+    /// The batch whose record says so: the order they count in when the WAL is read again.
+    pub(crate) batch: u64,
     pub(crate) known: u32,
     pub(crate) sums: Sums,
 }

@@ -236,7 +236,7 @@ impl Replica {
                 }
             }
         }
-        let done = logged.left == 0;
+        let (done, batch) = (logged.left == 0, logged.batch);
         for extent in doubtful {
             self.freshen(extent);
         }
@@ -244,7 +244,7 @@ impl Replica {
             let Some(Logged { entry: LogEntry { kind: Kind::Write(write), .. }, .. }) = self.log.get(&seq) else {
                 break;
             };
-            ledger.sums.push(NewSums { slab, known: u32::MAX, sums: write.sums_of(extent) });
+            ledger.sums.push(NewSums { slab, batch, known: u32::MAX, sums: write.sums_of(extent) });
             self.rehome(extent, Home { stamp: seq, slab, present: u32::MAX }, ledger);
         }
         if done {
@@ -477,7 +477,7 @@ impl Map {
             WalRecord::Commit { segment, through } => {
                 self.with(segment, |replica, _| replica.durable_commit = replica.durable_commit.max(through));
             }
-            WalRecord::Map(map) => self.absorb_map(&map),
+            WalRecord::Map(map) => self.absorb_map(&map, batch),
             WalRecord::Damaged { segment } => {
                 self.with(segment, |replica, _| replica.damaged = true);
             }
@@ -544,7 +544,7 @@ impl Map {
     }
 
     /// A copy is in place, unless what is here is as new: then its slab is given up.
-    fn absorb_map(&mut self, map: &MapRecord) {
+    fn absorb_map(&mut self, map: &MapRecord, batch: u64) {
         let wanted = self.replicas.get(&map.segment).is_some_and(|replica| {
             let stamp = replica.extents.home(map.extent).stamp;
             replica.meta.config.incarnation == map.incarnation
@@ -555,7 +555,7 @@ impl Map {
             return self.ledger.slabs.extend(map.slab);
         }
         if let Some(slab) = map.slab {
-            self.ledger.sums.push(NewSums { slab, known: u32::MAX, sums: *map.sums });
+            self.ledger.sums.push(NewSums { slab, batch, known: u32::MAX, sums: *map.sums });
         }
         let home = Home { stamp: map.stamp, slab: map.slab.unwrap_or(NO_SLAB), present: map.present };
         self.rehome(map.segment, map.extent, home);
@@ -574,6 +574,9 @@ impl Map {
                 replica.tell(through, ledger);
             });
         }
+        // Entries were shown only now, copies while the WAL was read. A slab may have been an entry's, and after an
+        // earlier start a copy's: what the later record says of it counts.
+        self.ledger.sums.sort_by_key(|new| new.batch);
     }
 
     /// Every slab in use.

@@ -220,3 +220,35 @@ fn ignoring_checksums_is_noticed() {
     std::panic::set_hook(hook);
     assert!(seen);
 }
+
+#[test]
+fn a_slab_that_served_two_owners_since_the_checkpoint_has_the_sums_of_the_later() {
+    let disk = formatted(SIZE, WAL);
+    let mut store = open(&disk);
+    store.persist(vec![create(segment(0), 8)], Ticket(0));
+    run(&mut store);
+    // The second takes the extent over from the first, and the WAL knows that both are committed.
+    for (seq, commit) in [(1, 0), (2, 1)] {
+        store.persist(vec![prepare(segment(0), commit, write(segment(0), seq, 32, 32, seq))], Ticket(seq));
+        run(&mut store);
+    }
+    store.persist(vec![prepare(segment(0), 2, write(segment(0), 3, 200, 1, 3))], Ticket(3));
+    run(&mut store);
+    drop(store);
+    // The first one's slab is free after a start, and a copy gets it.
+    let mut store = open(&disk);
+    let numbers: Vec<_> = (0..32).map(|at| (at, 9)).collect();
+    let blocks = blocks(segment(0), 96, &numbers);
+    store.copy_in(
+        segment(0),
+        ExtentCopy { extent: ExtentIndex(3), stamp: Seq(3), present: u32::MAX, blocks },
+        Ticket(4),
+    );
+    run(&mut store);
+    assert_eq!(store.map.replicas[&segment(0)].extents.home(ExtentIndex(3)).slab, 0, "the first slab there is");
+    drop(store);
+    // The WAL names it twice.
+    let mut store = open(&disk);
+    assert_eq!(read(&mut store, 96, 32), Ok(vec![9; 32]));
+    assert_eq!(read(&mut store, 32, 32), Ok(vec![2; 32]));
+}
