@@ -24,23 +24,39 @@ use crate::support::scratch::Scratch;
 const SIZE: u64 = 14 << 20;
 const SEGMENT: SegmentId = SegmentId { volume: VolumeId(3), index: 0 };
 
+fn superblock() -> Superblock {
+    Superblock {
+        features: 0,
+        compatible: 0,
+        cluster: ClusterId(7),
+        node: NodeId(1),
+        device: DeviceId(99),
+        boot: BootCount(0),
+        geometry: Geometry { size: SIZE, shards: 1, wal_size: 512 * 1024 },
+        revision: Revision(5),
+        openings: engine_core::openings::Openings::default(),
+    }
+}
+
+/// Writes a disk to a file. Where the last block of the test's data is.
+fn dump(disk: &mut Disk, path: &Path) -> Option<u64> {
+    let file = File::create(path).unwrap();
+    let (mut block, mut last) = (AlignedBuf::zeroed(4096), None);
+    for at in (0..SIZE).step_by(4096) {
+        disk.read_at(at, &mut block).unwrap();
+        file.write_all_at(&block, at).unwrap();
+        if block.iter().all(|byte| *byte == 0xA5) {
+            last = Some(at);
+        }
+    }
+    last
+}
+
 /// A device file with one replica, of which one extent is written and applied. Where its data is.
 fn device(scratch: &Scratch, name: &str) -> (PathBuf, u64) {
     let mut disk = Disk::new(SIZE);
-    let (cluster, node) = (ClusterId(7), NodeId(1));
-    let geometry = Geometry { size: SIZE, shards: 1, wal_size: 512 * 1024 };
-    let superblock = Superblock {
-        features: 0,
-        compatible: 0,
-        cluster,
-        node,
-        device: DeviceId(99),
-        boot: BootCount(0),
-        geometry,
-        revision: Revision(5),
-        openings: engine_core::openings::Openings::default(),
-    };
-    store::format(&mut disk, &superblock).unwrap();
+    let Superblock { cluster, node, geometry, .. } = superblock();
+    store::format(&mut disk, &superblock()).unwrap();
     let superblock = store::open(&mut disk, cluster, node, engine_core::ids::BootId(1)).unwrap();
     let region = geometry.region(0);
     let device = disk.device(region.base, region.len);
@@ -78,16 +94,8 @@ fn device(scratch: &Scratch, name: &str) -> (PathBuf, u64) {
     assert!(shard.is_quiet());
     drop(shard);
     let path = scratch.join(name);
-    let file = File::create(&path).unwrap();
-    let (mut block, mut home) = (AlignedBuf::zeroed(4096), None);
-    for at in (0..SIZE).step_by(4096) {
-        disk.read_at(at, &mut block).unwrap();
-        file.write_all_at(&block, at).unwrap();
-        if block.iter().all(|byte| *byte == 0xA5) {
-            home = Some(at - 4096);
-        }
-    }
-    (path, home.unwrap())
+    let last = dump(&mut disk, &path).unwrap();
+    (path, last - 4096)
 }
 
 fn flip(path: &Path, offset: u64, bits: u8) {
@@ -175,18 +183,15 @@ fn strangers_are_refused_with_their_own_codes() {
             assert!(table.is_empty() && said.contains(word), "{}: {said}", path.display());
         }
     }
-    // A required feature (its checksum is right again), and another version.
-    for (name, at, word) in [("feature", 12, "features"), ("version", 8, "version")] {
-        let (path, _) = device(&scratch, name);
-        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        for copy in 0..4 {
-            let mut block = [0; 104];
-            file.read_exact_at(&mut block, copy * 256 * 1024).unwrap();
-            block[at] ^= 0x40;
-            let sum = crc32fast::hash(&block[..100]).to_le_bytes();
-            block[100..].copy_from_slice(&sum);
-            file.write_all_at(&block, copy * 256 * 1024).unwrap();
-        }
+    let mut disk = Disk::new(SIZE);
+    store::format(&mut disk, &Superblock { features: 1 << 6, ..superblock() }).unwrap();
+    let (featured, versioned) = (scratch.join("features"), scratch.join("version"));
+    dump(&mut disk, &featured);
+    let mut disk = Disk::new(SIZE);
+    store::format(&mut disk, &superblock()).unwrap();
+    dump(&mut disk, &versioned);
+    (0..4).for_each(|copy| flip(&versioned, copy * 256 * 1024 + 8, 2));
+    for (path, word) in [(featured, "features"), (versioned, "version 3")] {
         let (_, _, said) = look(4, &["check"], &path);
         assert!(said.contains(word) && said.contains("next: "), "{said}");
         look(4, &["inspect"], &path);
