@@ -228,8 +228,10 @@ impl Replica {
                 let piece = follower::Piece { commit, sent, part, last, entries };
                 self.on_reconcile(now, from, config, piece, effects);
             }
-            Peer::Adopted { epoch, log_epoch, last, commit: _, sent } => {
-                self.on_adopted(now, from, epoch, log_epoch, last, sent, effects);
+            Peer::Adopted { epoch, log_epoch, last, commit, sent } => {
+                if self.learn_commit(now, from, epoch, commit, effects) {
+                    self.on_adopted(now, from, epoch, log_epoch, last, sent, effects);
+                }
             }
             Peer::Invite { config } => self.on_invite(now, from, config, effects),
             Peer::Held { epoch, standing } => self.on_held(now, from, epoch, standing, effects),

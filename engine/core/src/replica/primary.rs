@@ -288,9 +288,14 @@ impl Replica {
             primary.resolved = true;
             self.look = true;
         }
-        if !may_commit {
-            return;
+        if may_commit {
+            self.commit_through(now, through, effects);
         }
+    }
+
+    /// What is known to be committed is answered for.
+    pub(super) fn commit_through(&mut self, now: Time, through: Seq, effects: &mut Effects) {
+        let Role::Primary(primary) = &mut self.role else { return };
         let mut done = primary.ordered.split_off(&through.next());
         core::mem::swap(&mut done, &mut primary.ordered);
         if self.commit_to(through, effects) {

@@ -4,12 +4,37 @@
 use super::io::{Effect, Effects, ListPurpose};
 use super::peers::{Join, PeerState};
 use super::{Replica, Role};
-use crate::ids::{ExtentIndex, NodeId, Seq};
+use crate::epoch;
+use crate::ids::{Epoch, ExtentIndex, NodeId, Seq};
 use crate::message::Peer;
 use crate::record::ExtentCopy;
 use crate::time::Time;
 
 impl Replica {
+    /// A candidate may know of more that is committed than its source: it was told by an earlier primary, of an epoch in
+    /// which every member held it, this one among them (I3). What is committed stays so (I4), and a stream that begins
+    /// below would be taken for known already, while the copies of it never came (I10). Says whether it may be listened
+    /// to: where not all of that is durable here yet, it is asked again.
+    pub(super) fn learn_commit(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        said: Epoch,
+        commit: Seq,
+        effects: &mut Effects,
+    ) -> bool {
+        let through = commit.min(self.durable).min(self.log.last());
+        let Role::Primary(primary) = &self.role else { return true };
+        let candidate = primary.peers.0.get(&from).is_some_and(|peer| peer.join.is_some());
+        if !candidate || !epoch::is_current(said, &self.meta.config) {
+            return true;
+        }
+        if primary.membership.awaited.is_none() {
+            self.commit_through(now, through, effects);
+        }
+        commit <= self.log.commit()
+    }
+
     /// A candidate has heard of its place and has everything live up to `last`: live writes are its own from here on.
     pub(super) fn stream_to(&mut self, now: Time, to: NodeId, last: Seq, effects: &mut Effects) {
         // What is not committed is not in any copy, and may have to wait for this very candidate: it is streamed too.
