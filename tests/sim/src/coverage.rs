@@ -6,7 +6,7 @@ use engine_core::config::Config;
 use engine_core::message::{Decision, FromAuthority, Peer, Refusal};
 
 /// States a long run has to reach.
-pub(crate) const STATES: [&str; 36] = [
+pub(crate) const STATES: [&str; 37] = [
     "state: election won",
     "state: primary kept over a change of members",
     "state: member left out",
@@ -40,6 +40,7 @@ pub(crate) const STATES: [&str; 36] = [
     "refusal: old session",
     "refusal: unknown",
     "state: a damaged block was refused to a client",
+    "state: a node came for want of space",
     "state: a rolled-back device was not trusted",
     "state: a volume more was made",
     "state: no space for another volume",

@@ -1,6 +1,6 @@
 //! What goes wrong in the world, and how it is put right.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use engine_core::authority::document::{AttachVolume, CreateVolume, Spread};
@@ -302,6 +302,33 @@ impl World {
     pub(crate) fn mended(&self, node: NodeId, segment: SegmentId) -> u64 {
         let process = self.places[&node].process.as_ref();
         process.and_then(|process| process.replica(segment)).map_or(0, engine_core::replica::Replica::mended)
+    }
+
+    /// Zones where a copy is missing and no node that could take it has the space: one for each that is missing.
+    pub(crate) fn zones_without_space(&self, shape: &Shape) -> Vec<String> {
+        let missing = self.all_segments().into_iter().map(|segment| self.config(segment));
+        let lacking = missing.filter(|config| config.missing() > 0 && !self.has_space_for(shape, config));
+        let zones: BTreeSet<String> = lacking.map(|config| self.zone_for(shape, &config)).collect();
+        zones.into_iter().collect()
+    }
+
+    /// Main volumes may want zones of their own for their copies; what fills the nodes does not.
+    fn wants_zone(&self, shape: &Shape, config: &Config, zone: &str) -> bool {
+        let spread = shape.spread_zone && config.segment.volume == self.segment().volume;
+        !spread || config.members.iter().all(|member| self.places[member].zone != zone)
+    }
+
+    fn has_space_for(&self, shape: &Shape, config: &Config) -> bool {
+        self.places.iter().any(|(node, place)| {
+            let space = place.process.as_ref().map(|process| engine::store::Store::space(process.quay.store()));
+            let fits = space.is_some_and(|space| space.capacity - space.booked >= u64::from(config.extents));
+            !config.is_member(*node) && self.wants_zone(shape, config, &place.zone) && fits
+        })
+    }
+
+    fn zone_for(&self, shape: &Shape, config: &Config) -> String {
+        let zones = self.places.values().map(|place| &place.zone);
+        zones.filter(|zone| self.wants_zone(shape, config, zone)).min().expect("a zone").clone()
     }
 
     /// Whether every segment has all its copies and a primary that serves.

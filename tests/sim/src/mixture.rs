@@ -115,8 +115,6 @@ impl Mixture {
     pub(crate) fn draw(w: &World, random: &mut Random, shape: &Shape, keeps: bool) -> Self {
         let zones: BTreeSet<&str> = w.places.values().map(|place| place.zone.as_str()).collect();
         let possible = |fault: Fault| match fault {
-            // Not drawn until what it found is mended (docs/testing.md): seeds 202611220125 and 202611221461 of commit 56597e3.
-            Fault::Full => false,
             _ if fault.is_damage() => keeps,
             Fault::ZoneOff | Fault::ZoneCut => zones.len() > 1,
             _ => true,

@@ -60,13 +60,13 @@ pub fn swarm(seed: u64, seconds: u64) -> Outcome {
         }
         mixture.heal(&mut w);
         if random.between(0, 2) > 0 {
-            expect_whole(&mut w);
+            expect_whole(&mut w, &shape);
         } else {
             w.run(Span::millis(random.between(1, 3000)));
         }
     }
     mixture.heal(&mut w);
-    expect_whole(&mut w);
+    expect_whole(&mut w, &shape);
     w.expect("a client is attached", Span::seconds(60), |w| w.client().is_some_and(|client| client.is_usable()));
     let before = w.history.acknowledged;
     w.expect("writes go on", Span::seconds(10), |w| w.history.acknowledged > before + 20);
@@ -83,7 +83,23 @@ pub fn swarm(seed: u64, seconds: u64) -> Outcome {
     }
 }
 
-fn expect_whole(w: &mut World) {
+fn expect_whole(w: &mut World, shape: &Shape) {
+    // A node that was lost for good had space nobody else has: what waits for it gets it from nodes that come (R13).
+    for _ in 0..shape.nodes {
+        if w.until(HEALED_WITHIN, |w| w.is_whole()) {
+            return;
+        }
+        let zones = w.zones_without_space(shape);
+        if zones.is_empty() {
+            w.fail("not all copies are back in time");
+        }
+        for zone in zones {
+            let new = w.add_node(&zone, shape.extents);
+            w.start(new);
+            w.say(&format!("{new} comes, because space is wanted in {zone}"));
+            w.coverage.count("state: a node came for want of space");
+        }
+    }
     w.expect("all copies are back", HEALED_WITHIN, |w| w.is_whole());
 }
 

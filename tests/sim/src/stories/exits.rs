@@ -15,6 +15,7 @@ told! {
     a_rolled_back_device_is_never_elected_alone: 51,
     a_rolled_back_device_is_known_however_often_it_was_opened: 56,
     a_device_is_itself_although_the_answers_to_its_node_were_lost: 57,
+    a_copy_its_node_has_no_memory_of_is_made_there_anew: 58,
     a_rolled_back_primary_of_two_does_not_keep_the_other_waiting: 52,
     an_authority_from_an_old_backup_changes_nothing: 53,
     an_older_record_that_is_accepted_goes_on_from_what_its_nodes_know: 54,
@@ -109,6 +110,24 @@ fn a_device_is_itself_although_the_answers_to_its_node_were_lost(seed: u64) {
     expect_progress(&mut w, Span::seconds(20));
     expect_whole(&mut w, Span::seconds(30));
     assert_eq!(w.coverage.times("state: a rolled-back device was not trusted"), 0, "none was");
+    w.verify();
+}
+
+fn a_copy_its_node_has_no_memory_of_is_made_there_anew(seed: u64) {
+    // As many nodes as copies: there is no other place for it, and its space there is booked.
+    let mut w = busy(seed);
+    let node = w.backups()[0];
+    w.crash(node, true);
+    let image = w.places[&node].disk.image();
+    w.start(node);
+    expect_whole(&mut w, Span::seconds(10));
+    w.fill(3, 2, 64);
+    w.run(Span::seconds(2));
+    assert_eq!(w.all_segments().len(), 2);
+    w.crash(node, true);
+    w.roll_back(node, &image);
+    w.start(node);
+    expect_whole(&mut w, Span::seconds(30));
     w.verify();
 }
 
