@@ -33,8 +33,8 @@ pub struct Openings {
 
 impl Openings {
     /// The device is opened. Where there are too many since the last one known to be taken in, the oldest of them is
-    /// forgotten: were it the one the authority knows, a sound device would be taken for an older one, which costs a
-    /// catch-up and nothing else.
+    /// forgotten: were it the one the authority knows, a sound device would be taken for an older one. That costs a
+    /// catch-up, or a person's word where nobody else holds all of a segment; never a write.
     pub fn open(&mut self, opening: Opening) {
         if self.since[OPENINGS_MAX - 1].is_some() {
             self.since.rotate_left(1);

@@ -30,7 +30,12 @@ pub(super) async fn keep(file: DeviceFile, mut superblock: Superblock, id: BootI
         let written = tokio::task::spawn_blocking(move || store::rewrite(&mut device, &superblock)).await;
         if let Ok(Err(error)) = written {
             // The shards meet the same device and say what that means for them.
-            tracing::warn!(%error, "what the authority said could not be written down");
+            tracing::warn!(%error, "what the authority said could not be written down; it is tried again");
+            superblock = before;
+            if told.has_changed().is_err() {
+                return;
+            }
+            told.mark_changed();
         }
         tokio::time::sleep(duration(REVISION_EVERY)).await;
     }

@@ -27,7 +27,8 @@ impl Authority {
             } else if crate::epoch::is_outdated(ask.epoch, config) && bytes < BATCH_BODY_MAX {
                 // The asker may be the only one who has not heard of it. Who finds no room asks again.
                 bytes += config.wire_bytes();
-                let generation = self.books.volumes()[&ask.segment.volume].generation;
+                let volume = self.books.volumes().get(&ask.segment.volume);
+                let generation = volume.map_or(config.generation, |volume| volume.generation);
                 later.push(Decision::Conflict(Config { generation, ..config.clone() }));
             }
         }

@@ -303,7 +303,7 @@ impl Authority {
         let taken: Vec<&str> = config.members.iter().chain(&config.candidates).filter_map(zone_of).collect();
         let booked = |node| if config.holders().any(|holder| holder == node) { config.extents } else { 0 };
         let mut all: Vec<Room<'_>> = self.rooms(now).collect();
-        all.iter_mut().for_each(|room| room.booked -= u64::from(booked(room.node)));
+        all.iter_mut().for_each(|room| room.booked = room.booked.saturating_sub(u64::from(booked(room.node))));
         let free: Vec<Room<'_>> = all.iter().copied().filter(|room| self.permits.target_is_free(room)).collect();
         let need = Need {
             copies: 1,
