@@ -48,28 +48,32 @@ fn a_rolled_back_backup_comes_back_by_catch_up(seed: u64) {
     w.verify();
 }
 
+/// Started alone, the node knows that its device is not to be trusted; with the others everything comes back.
+fn expect_stale_alone(w: &mut World, node: NodeId, others: [NodeId; 2]) {
+    w.start(node);
+    w.run(Span::seconds(20));
+    assert_eq!(w.role(node, w.segment()), Some(RoleName::Stale), "it knows that it is not to be trusted");
+    for other in others {
+        w.start(other);
+    }
+    expect_progress(w, Span::seconds(20));
+    expect_whole(w, Span::seconds(30));
+    w.verify();
+}
+
 fn a_rolled_back_device_is_never_elected_alone(seed: u64) {
     let mut w = busy(seed);
     let (primary, backups) = (w.primary(), w.backups());
-    let segment = w.segment();
     roll_back(&mut w, backups[0]);
     // Everybody else goes too: all that is left is a state from before what was acknowledged since.
     w.crash(primary, true);
     w.crash(backups[1], true);
-    w.start(backups[0]);
-    w.run(Span::seconds(20));
-    assert_eq!(w.role(backups[0], segment), Some(RoleName::Stale), "it knows that it is not to be trusted");
-    w.start(primary);
-    w.start(backups[1]);
-    expect_progress(&mut w, Span::seconds(20));
-    expect_whole(&mut w, Span::seconds(30));
-    w.verify();
+    expect_stale_alone(&mut w, backups[0], [primary, backups[1]]);
 }
 
 fn a_rolled_back_device_is_known_however_often_it_was_opened(seed: u64) {
     let mut w = busy(seed);
     let (primary, backups) = (w.primary(), w.backups());
-    let segment = w.segment();
     roll_back(&mut w, backups[0]);
     w.crash(primary, true);
     w.crash(backups[1], true);
@@ -81,14 +85,7 @@ fn a_rolled_back_device_is_known_however_often_it_was_opened(seed: u64) {
         w.crash(backups[0], true);
     }
     w.heal();
-    w.start(backups[0]);
-    w.run(Span::seconds(20));
-    assert_eq!(w.role(backups[0], segment), Some(RoleName::Stale), "it knows that it is not to be trusted");
-    w.start(primary);
-    w.start(backups[1]);
-    expect_progress(&mut w, Span::seconds(20));
-    expect_whole(&mut w, Span::seconds(30));
-    w.verify();
+    expect_stale_alone(&mut w, backups[0], [primary, backups[1]]);
 }
 
 fn a_device_is_itself_although_the_answers_to_its_node_were_lost(seed: u64) {
