@@ -256,8 +256,15 @@ impl World {
         }
     }
 
+    /// A packet filter between two nodes: nothing passes, and each is told that the other's process is gone.
+    pub(crate) fn filter(&mut self, one: NodeId, other: NodeId) {
+        self.partition(&[one], &[other]);
+        self.network.filtered.extend([(one, other), (other, one)]);
+    }
+
     /// All ways are open again.
     pub(crate) fn heal(&mut self) {
+        self.network.filtered.clear();
         let ways = std::mem::take(&mut self.network.cut);
         for (way, _) in ways {
             self.release_stuck(way);

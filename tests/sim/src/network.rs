@@ -84,6 +84,8 @@ pub(crate) enum Sent {
 pub(crate) struct Network {
     pub(crate) links: BTreeMap<(Way, Lane), Link>,
     pub(crate) cut: BTreeSet<(Way, Net)>,
+    /// Ways that a packet filter closes: whoever tries to connect is told that nobody is there.
+    pub(crate) filtered: BTreeSet<Way>,
     /// Broken connections, and until when their last messages still arrive.
     broken: BTreeMap<u64, Time>,
     ports: BTreeMap<(NodeId, Net), Port>,
@@ -97,6 +99,7 @@ impl Network {
         Self {
             links: BTreeMap::new(),
             cut: BTreeSet::new(),
+            filtered: BTreeSet::new(),
             broken: BTreeMap::new(),
             ports: BTreeMap::new(),
             last: 0,

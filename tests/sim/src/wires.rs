@@ -88,12 +88,14 @@ impl World {
         if open && there.process.is_some() && there.paused.is_none() {
             return self.connected(way, lane, net, life);
         }
-        let refuses = there.process.is_none() && there.refuses;
+        let gone = there.process.is_none() && there.refuses;
+        let refused = |net| self.network.filtered.contains(&way) || (gone && self.network.is_open(way, net));
         if lane == Lane::Live && net == Net::Primary {
             // The other network; at once where the host says that nobody is there.
-            let wait = if open && refuses { Span(200_000) } else { DIAL_WAIT };
+            let wait = if refused(net) { Span(200_000) } else { DIAL_WAIT };
             return self.after(wait, Event::Dial { way, lane, net: Net::Replication, life });
         }
+        let refused = refused(net) && refused(Net::Primary);
         let link = self.network.links.entry((way, lane)).or_default();
         link.dialling = false;
         if lane == Lane::Bulk {
@@ -101,7 +103,7 @@ impl World {
             link.stuck.clear();
             return;
         }
-        if open && refuses && self.network.is_open(way, Net::Primary) {
+        if refused {
             self.on_node(from, life, Heard::PeerDown { node: to, refused: true });
         }
         self.dial(from, to, lane);

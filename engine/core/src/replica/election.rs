@@ -293,7 +293,7 @@ impl Replica {
 mod tests {
     use super::*;
     use crate::ids::{Generation, Incarnation, SegmentId, VolumeId};
-    use crate::record::{Meta, Recovered, Standing};
+    use crate::record::{Meta, Standing};
     use crate::replica::io::Input;
 
     const FIRST: NodeId = NodeId(1);
@@ -319,8 +319,7 @@ mod tests {
             extents: 512,
         };
         let meta = Meta { promised: Epoch(4), log_epoch: Epoch(4), config, standing: Standing::Member };
-        let recovered = Recovered { segment, meta, commit: Seq(0), tail: vec![], damaged: false };
-        let mut replica = Replica::open(OWN, recovered, Span::seconds(1), Time(0), 1);
+        let mut replica = Replica::create(OWN, segment, meta, Span::seconds(1), Time(0), 1);
         for node in [FIRST, THIRD] {
             replica.handle(Time(0), Input::PeerUp(node), &mut Effects::new());
         }

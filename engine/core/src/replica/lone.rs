@@ -88,7 +88,7 @@ mod tests {
     use crate::ids::{BlockIndex, Epoch, Generation, NodeId, RequestId, SegmentId, Seq, Session, VolumeId};
     use crate::limits::SILENCE;
     use crate::message::{Decision, Op, Outcome, Peer, Request};
-    use crate::record::{Blocks, Meta, Recovered, Standing};
+    use crate::record::{Blocks, Meta, Standing};
     use crate::replica::io::{ClientRef, Durable, Input, ReadPurpose};
     use crate::time::Span;
 
@@ -116,13 +116,7 @@ mod tests {
     fn opened(config: Config) -> Replica {
         let segment = config.segment;
         let meta = Meta { promised: config.epoch, log_epoch: config.epoch, config, standing: Standing::Member };
-        Replica::open(
-            OWN,
-            Recovered { segment, meta, commit: Seq(0), tail: vec![], damaged: false },
-            SILENCE,
-            Time(0),
-            1,
-        )
+        Replica::create(OWN, segment, meta, SILENCE, Time(0), 1)
     }
 
     fn say(replica: &mut Replica, now: Time, input: Input) -> Vec<Effect> {

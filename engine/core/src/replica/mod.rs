@@ -98,7 +98,14 @@ enum Role {
 }
 
 impl Replica {
-    /// A machine over what a store recovered, or over a replica just created (empty tail).
+    /// A machine over a replica that was just created: nothing was written to it, and it has given nobody a lease.
+    #[must_use]
+    pub fn create(node: NodeId, segment: SegmentId, meta: Meta, grace: Span, now: Time, seed: u64) -> Self {
+        let recovered = Recovered { segment, meta, commit: Seq(0), tail: Vec::new(), damaged: false };
+        Self { granted: Granted::default(), ..Self::open(node, recovered, grace, now, seed) }
+    }
+
+    /// A machine over what a store recovered.
     #[must_use]
     pub fn open(node: NodeId, recovered: Recovered, grace: Span, now: Time, seed: u64) -> Self {
         let Recovered { segment, mut meta, commit, mut tail, damaged } = recovered;
@@ -131,10 +138,10 @@ impl Replica {
         let log = log::Log::new(commit, tail);
         let durable = log.last();
         let random = Random::new(seed ^ crate::random::mix(segment.to_u64() ^ u64::from(node.0)));
-        // Where nothing was ever written there is nothing stale to read; where nobody else is electable, nobody else leads.
+        // I7: the earlier process may have given leases, also where nothing was written yet: what is written next would be
+        // missing in what they let a primary read. Where nobody else is electable, nobody else leads.
         let alone = meta.config.members == [node] && meta.config.may_commit();
-        let harmless = log.last() == Seq(0) || alone;
-        let granted = if harmless { Granted::default() } else { Granted::forgotten(now) };
+        let granted = if alone { Granted::default() } else { Granted::forgotten(now) };
         let (links, early) = (BTreeMap::new(), VecDeque::new());
         let (writing_since, stopping, look) = (None, None, true);
         Self {
@@ -157,7 +164,7 @@ impl Replica {
         }
     }
 
-    /// Lets the replica begin: says whom it needs to reach. Call once after [`Replica::open`].
+    /// Lets the replica begin: says whom it needs to reach. Call once, first.
     pub fn start(&mut self, effects: &mut Effects) {
         effects.push(Effect::Commit(self.log.commit()));
         self.want_peers(effects);

@@ -503,7 +503,7 @@ mod tests {
     use super::*;
     use crate::ids::{Incarnation, RequestId, SegmentId, VolumeId};
     use crate::message::Decision;
-    use crate::record::{Meta, Recovered, Standing};
+    use crate::record::{Meta, Standing};
     use crate::replica::io::Input;
 
     const OWN: NodeId = NodeId(1);
@@ -526,8 +526,7 @@ mod tests {
             extents: 512,
         };
         let meta = Meta { promised: epoch, log_epoch: epoch, config: config.clone(), standing: Standing::Member };
-        let recovered = Recovered { segment, meta, commit: Seq(0), tail: vec![], damaged: false };
-        let mut replica = Replica::open(OWN, recovered, Span::seconds(1), Time(0), 1);
+        let mut replica = Replica::create(OWN, segment, meta, Span::seconds(1), Time(0), 1);
         let now = Time(0) + Span::seconds(10);
         let mut effects = Effects::new();
         let installed = Config { epoch: epoch.next(), ..config };
@@ -611,9 +610,8 @@ mod tests {
     fn a_fence_waits_for_the_leases_of_earlier_primaries() {
         let config = Config { epoch: Epoch(6), ..primary_after(Epoch(5)).0.config().clone() };
         let meta = Meta { promised: Epoch(6), log_epoch: Epoch(6), config: config.clone(), standing: Standing::Member };
-        let recovered = Recovered { segment: config.segment, meta, commit: Seq(0), tail: vec![], damaged: false };
         let now = Time(0) + Span::seconds(10);
-        let mut replica = Replica::open(OWN, recovered, Span::seconds(1), now, 1);
+        let mut replica = Replica::create(OWN, config.segment, meta, Span::seconds(1), now, 1);
         // It did not stand for election, so it has asked nobody what leases may run.
         let installed = Config { epoch: Epoch(7), ..config };
         say(&mut replica, now, Input::Decided(Decision::Installed(installed)));

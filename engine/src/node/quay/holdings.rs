@@ -6,11 +6,12 @@
 use std::collections::BTreeSet;
 
 use engine_core::config::Config;
-use engine_core::ids::{Incarnation, NodeId, PermitId, SegmentId, Seq};
+use engine_core::ids::{Incarnation, NodeId, PermitId, SegmentId};
 use engine_core::limits::CREATING_HELD_MAX;
 use engine_core::message::{Lane, Peer, ToAuthority};
-use engine_core::record::{Meta, Record, Recovered};
+use engine_core::record::{Meta, Record};
 use engine_core::remirror::newcomer::{self, Newcomer};
+use engine_core::replica::Replica;
 use engine_core::replica::io::Input;
 use engine_core::sabotage::{Invariant, breaks};
 use engine_core::time::Time;
@@ -118,8 +119,8 @@ impl<S: Store, W: Wires> Quay<S, W> {
         if creating.for_authority {
             self.wires.authority(ToAuthority::Created { segment, incarnation, result: Ok(()) });
         }
-        let recovered = Recovered { segment, meta: creating.meta, commit: Seq(0), tail: Vec::new(), damaged: false };
-        self.open(now, recovered);
+        let seed = self.random.next_u64();
+        self.start_machine(now, Replica::create(self.node, segment, creating.meta, self.grace, now, seed));
         for (from, message) in creating.held {
             self.handle(now, segment, Input::Peer { from, message });
         }

@@ -409,12 +409,18 @@ impl<S: Store, W: Wires> Quay<S, W> {
         self.slots.keys().copied().collect()
     }
 
-    /// Opens a machine. Which of its peers are there it hears once it has named them.
+    /// Opens the machine of a replica that was here when the node started.
     fn open(&mut self, now: Time, recovered: Recovered) {
-        self.last_birth += 1;
-        let (segment, incarnation) = (recovered.segment, recovered.meta.config.incarnation);
         let seed = self.random.next_u64();
-        let mut replica = Box::new(Replica::open(self.node, recovered, self.grace, now, seed));
+        self.start_machine(now, Replica::open(self.node, recovered, self.grace, now, seed));
+    }
+
+    /// Which of its peers are there a machine hears once it has named them.
+    fn start_machine(&mut self, now: Time, replica: Replica) {
+        self.last_birth += 1;
+        let config = replica.config();
+        let (segment, incarnation) = (config.segment, config.incarnation);
+        let mut replica = Box::new(replica);
         replica.start(&mut self.effects);
         if self.leaving {
             replica.handle(now, Input::Stopping, &mut self.effects);

@@ -14,6 +14,7 @@ told! {
     a_primary_left_alone_with_a_reader_is_not_believed_once_others_lead: 68,
     who_succeeds_a_primary_left_alone_waits_for_its_lease: 71,
     a_primary_left_alone_reads_on_in_touch_with_the_authority_and_not_without_it: 69,
+    leases_given_before_a_restart_count_also_where_nothing_was_written: 72,
     a_read_that_was_at_the_disk_while_others_led_is_not_answered: 61,
     a_backup_whose_device_hangs_is_left_out_by_its_prepare_deadline: 62,
     a_primary_whose_device_hangs_is_replaced: 63,
@@ -96,7 +97,7 @@ fn overtake(w: &mut World, left: NodeId, back: impl FnOnce(&mut World)) {
     for _ in 0..10 {
         reads(w, reader);
     }
-    assert!(w.data_from(left) > before, "reads go on below min_copies (I5)");
+    assert!(w.data_from(left) > before, "reads go on");
     back(w);
     w.begin_attach();
     for _ in 0..600 {
@@ -170,6 +171,20 @@ fn a_primary_left_alone_reads_on_in_touch_with_the_authority_and_not_without_it(
     }
     expect_whole(&mut w, Span::seconds(30));
     w.verify();
+}
+
+fn leases_given_before_a_restart_count_also_where_nothing_was_written(seed: u64) {
+    let mut w = World::serving(seed, 3, 3, 2, 4);
+    let (left, backups) = (w.primary(), w.backups());
+    overtake(&mut w, left, |w| {
+        // Both start again within its leases, with empty logs, and are told that its process is gone. It lives.
+        w.cut_authority(left);
+        for backup in &backups {
+            w.kill(*backup);
+            w.filter(left, *backup);
+            assert!(w.start(*backup));
+        }
+    });
 }
 
 fn a_read_that_was_at_the_disk_while_others_led_is_not_answered(seed: u64) {

@@ -58,8 +58,7 @@ impl Trio {
         let open = |node: &NodeId| {
             let meta =
                 Meta { promised: Epoch(1), log_epoch: Epoch(1), config: config.clone(), standing: Standing::Member };
-            let recovered = Recovered { segment: SEGMENT, meta, commit: Seq(0), tail: vec![], damaged: false };
-            (*node, Box::new(Replica::open(*node, recovered, Span::seconds(1), Time(0), 1)))
+            (*node, Box::new(Replica::create(*node, SEGMENT, meta, Span::seconds(1), Time(0), 1)))
         };
         let mut trio = Self {
             now: Time(0) + Span::seconds(100),
