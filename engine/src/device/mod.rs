@@ -57,6 +57,12 @@ impl Operation {
             Self::Flush => None,
         }
     }
+
+    /// Whether the device has to flush for it: what it writes, or what was written before, survives power loss.
+    #[must_use]
+    pub const fn is_flush(&self) -> bool {
+        matches!(self, Self::Write { durable: true, .. } | Self::WriteVectored { durable: true, .. } | Self::Flush)
+    }
 }
 
 /// How an operation ended.

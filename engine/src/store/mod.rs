@@ -37,6 +37,7 @@ mod wal;
 pub use check::{Depth, examine};
 pub use read::block_sum;
 pub use shard::ShardStore;
+pub use sums::PAGE_BYTES as SUM_PAGE_BYTES;
 pub use superblock::{FormatError, Geometry, OpenError, Region, Superblock, format, open, read, rewrite};
 
 use engine_core::ids::{BlockIndex, ExtentIndex, SegmentId, Seq};
@@ -135,6 +136,11 @@ pub trait Store {
 
     /// Blocks found damaged since it was opened.
     fn damaged_blocks(&self) -> u64;
+
+    /// Flushes the device was asked for since it was opened: durable writes, and flushes of what was written before.
+    fn flushes(&self) -> u64 {
+        0
+    }
 
     /// Starts what is queued, takes completions, does due background work, and gives events out. Never waits.
     fn poll(&mut self, events: &mut Vec<Event>);

@@ -112,6 +112,7 @@ pub struct ShardStore<D> {
     pub(crate) events: Vec<Event>,
     pub(crate) recovered: Vec<Recovered>,
     pub(crate) damaged_blocks: u64,
+    flushes: u64,
     failed: bool,
     pub(crate) settling: bool,
     pub(crate) idle_polls: u32,
@@ -144,6 +145,7 @@ impl<D: Device> ShardStore<D> {
             events: Vec::new(),
             recovered: Vec::new(),
             damaged_blocks: 0,
+            flushes: 0,
             failed: false,
             settling: false,
             idle_polls: 0,
@@ -172,6 +174,7 @@ impl<D: Device> ShardStore<D> {
         if let Some(slab) = purpose.slab() {
             self.slabs.start(slab);
         }
+        self.flushes += u64::from(operation.is_flush());
         self.operations.insert(tag, purpose);
         self.device.submit(tag, operation);
     }
@@ -389,6 +392,10 @@ impl<D: Device> Store for ShardStore<D> {
 
     fn damaged_blocks(&self) -> u64 {
         self.damaged_blocks
+    }
+
+    fn flushes(&self) -> u64 {
+        self.flushes
     }
 
     fn poll(&mut self, events: &mut Vec<Event>) {

@@ -8,11 +8,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-use engine_core::limits::{EXTENT_BLOCKS, SUM_PAGES_MAX};
+use engine_core::limits::{EXTENT_BLOCKS, EXTENT_SIZE, SUM_PAGES_MAX};
 
 use super::format::{CellLabel, PAGE_SLABS, Sums, is_whole, put_sums, sum_in};
 use super::ledger::NewSums;
 use crate::device::buffer::AlignedBuf;
+
+/// Bytes of data whose checksums one page holds.
+pub const PAGE_BYTES: u64 = PAGE_SLABS as u64 * EXTENT_SIZE;
 
 /// Some checksums of one slab.
 #[derive(Debug)]
@@ -80,9 +83,12 @@ impl SumStore {
         }
     }
 
-    /// Keeps at most so many pages.
+    /// Keeps at most so many pages. For a store with nothing under way: a checkpoint's pages may be among those that go.
     pub(crate) fn set_bound(&mut self, pages: usize) {
         self.bound = pages.max(1);
+        self.kept.truncate(self.bound);
+        self.places.retain(|_, at| *at < self.bound);
+        self.hand = 0;
     }
 
     /// Slabs with checksums no checkpoint has.

@@ -3,8 +3,11 @@
 mod beside;
 pub(crate) mod cpu;
 pub(crate) mod failover;
+mod figure;
+mod fio;
 pub(crate) mod io;
 mod machine;
+mod store;
 
 use clap::Subcommand;
 
@@ -20,6 +23,8 @@ pub(crate) enum Bench {
     Failover(failover::Args),
     /// The bare disk and a cluster of three nodes on it, in turns: what the way through the cluster costs.
     SideBySide(beside::Args),
+    /// The bare disk and the store alone on it, in turns: one shard, no network, no copies.
+    Store(store::Args),
 }
 
 /// Runs one of them.
@@ -28,5 +33,6 @@ pub(crate) fn run(global: &Global, bench: Bench) -> Result<(), Failure> {
         Bench::Io(args) => io::run(global, args),
         Bench::Failover(args) => failover::run(global, &args),
         Bench::SideBySide(args) => beside::run(global, &args),
+        Bench::Store(args) => store::run(global, &args),
     }
 }

@@ -1,33 +1,7 @@
 //! What is measured beside the bare disk, and what it is held against.
 
-use serde::Serialize;
-
-/// The figure a case is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Figure {
-    /// Half of the requests take at most this, in microseconds.
-    Latency,
-    /// Requests per second.
-    Iops,
-    /// MiB per second.
-    Throughput,
-}
-
-impl Figure {
-    /// Whether less is better.
-    pub(super) const fn is_less_better(self) -> bool {
-        matches!(self, Self::Latency)
-    }
-
-    pub(super) const fn unit(self) -> &'static str {
-        match self {
-            Self::Latency => "us",
-            Self::Iops => "/s",
-            Self::Throughput => "MiB/s",
-        }
-    }
-}
+use crate::bench::figure::Figure;
+use crate::bench::fio::Job;
 
 /// One thing that is measured on both.
 #[derive(Debug, Clone, Copy)]
@@ -52,8 +26,9 @@ pub(super) struct Case {
 }
 
 impl Case {
-    pub(super) fn writes(&self) -> bool {
-        self.mode.ends_with("write")
+    /// What the bare disk does beside it.
+    pub(super) const fn bare(&self) -> Job {
+        Job { mode: self.mode, block: self.block, depth: self.bare_depth, flushes: self.bare_flushes }
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use engine::authority::api::{CreateVolume, Spread};
 use serde::{Deserialize, Serialize};
 
-use super::cases::{Case, Figure};
+use super::cases::Case;
+use crate::bench::figure::Figure;
 use crate::cluster::dir::Dir;
 use crate::cluster::up;
 use crate::demo::running::Running;

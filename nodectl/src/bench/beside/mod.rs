@@ -5,7 +5,6 @@
 //! rounds of their ratio. The cluster is three nodes with three copies on loopback and one disk: every write is
 //! written three times to the disk that the bare case writes once.
 
-mod bare;
 mod cases;
 mod fleet;
 mod report;
@@ -13,10 +12,10 @@ mod report;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use self::bare::BareFile;
 use self::cases::{CASES, Case};
 use self::fleet::Fleet;
 use self::report::{Options, Report, Row};
+use super::fio::{self, BareFile};
 use super::machine::Machine;
 use crate::Global;
 use crate::failure::{Context, Exit, Failure};
@@ -68,7 +67,7 @@ impl Args {
 
 /// Runs it and prints the report.
 pub(crate) fn run(global: &Global, args: &Args) -> Result<(), Failure> {
-    let fio = bare::version()?;
+    let fio = fio::version()?;
     let dir = args.dir.clone().unwrap_or_else(|| scratch::temporary("side-by-side"));
     if dir.exists() {
         return Err(Failure::new(Exit::IllegalState, format!("{} exists already", dir.display()))
@@ -138,7 +137,7 @@ fn short(args: &Args, dir: &Path, bare: &BareFile) -> Result<Vec<Row>, Failure> 
                 if cluster {
                     row.cluster.push(fleet.measure(case, args.seconds)?);
                 } else {
-                    row.bare.push(bare.measure(case, args.seconds)?);
+                    row.bare.push(bare.measure(&case.bare(), args.seconds)?);
                 }
                 Ok::<_, Failure>(())
             };
@@ -165,7 +164,7 @@ fn sustained(args: &Args, dir: &Path, bare: &BareFile) -> Result<Vec<Row>, Failu
         let mut row = Row::new(case);
         let bare_once = |row: &mut Row| {
             fleet.quiet();
-            row.bare.push(bare.measure(case, args.seconds)?);
+            row.bare.push(bare.measure(&case.bare(), args.seconds)?);
             Ok::<_, Failure>(())
         };
         bare_once(&mut row)?;

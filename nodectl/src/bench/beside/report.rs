@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::bare::Bare;
-use super::cases::{Case, Figure};
+use super::cases::Case;
 use super::fleet::Load;
+use crate::bench::figure::{self, Figure, median};
+use crate::bench::fio::Bare;
 use crate::bench::machine::Machine;
 use crate::output::Table;
 use crate::units;
@@ -49,13 +50,6 @@ pub(super) struct Report {
     pub(super) seconds: f64,
 }
 
-/// Half are at most this.
-fn median(figures: impl Iterator<Item = f64>) -> f64 {
-    let mut figures: Vec<f64> = figures.collect();
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len().saturating_sub(1) / 2).copied().unwrap_or_default()
-}
-
 impl Row {
     pub(super) fn new(case: &Case) -> Self {
         Self {
@@ -81,18 +75,14 @@ impl Row {
         median(self.cluster.iter().map(Load::cpu_ms))
     }
 
-    /// Round by round where both have as many, else of the medians.
     fn ratio(&self) -> f64 {
-        if self.bare.len() != self.cluster.len() {
-            return self.cluster_figure() / self.bare_figure();
-        }
-        let pairs = self.cluster.iter().zip(&self.bare);
-        median(pairs.map(|(load, bare)| load.figure(self.figure) / bare.figure(self.figure)))
+        let ours: Vec<f64> = self.cluster.iter().map(|load| load.figure(self.figure)).collect();
+        let bare: Vec<f64> = self.bare.iter().map(|bare| bare.figure(self.figure)).collect();
+        figure::ratio(&ours, &bare)
     }
 
     fn is_met(&self) -> bool {
-        let ratio = self.ratio();
-        let fast = if self.figure.is_less_better() { ratio <= self.target_ratio } else { ratio >= self.target_ratio };
+        let fast = self.figure.is_met(self.ratio(), self.target_ratio);
         let quick = self.target_p50_us.is_none_or(|most| self.cluster_figure() <= most);
         fast && quick && self.target_cpu_ms.is_none_or(|most| self.cpu_ms() <= most)
     }
@@ -123,7 +113,6 @@ pub(super) fn table(report: &Report) -> String {
         "",
     ]);
     for row in &report.rows {
-        let sign = if row.figure.is_less_better() { "<=" } else { ">=" };
         let most = row.target_p50_us.map_or_else(String::new, |most| format!(", <= {most:.0} us"));
         table.row([
             row.case.to_owned(),
@@ -131,7 +120,7 @@ pub(super) fn table(report: &Report) -> String {
             format!("{:.0}", row.cluster_figure()),
             row.figure.unit().to_owned(),
             format!("{:.2}", row.ratio()),
-            format!("{sign} {}{most}", row.target_ratio),
+            format!("{}{most}", row.figure.target(row.target_ratio)),
             format!("{:.0}", median(row.cluster.iter().map(|load| load.latency.p50_us))),
             format!("{:.0}", median(row.cluster.iter().map(|load| load.latency.p99_us))),
             row.cluster.iter().filter_map(|load| load.slowest_second).min().map_or_else(String::new, |n| n.to_string()),
