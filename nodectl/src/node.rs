@@ -169,6 +169,7 @@ fn detail(node: &NodeInfo) -> String {
     row("serving as primary", node.serving.to_string());
     row("shards", node.shards.to_string());
     row("copied in since start", units::size(node.copied_bytes));
+    row("flushes since start", node.flushes.to_string());
     scrub_rows(node, &mut row);
     if node.awaited {
         row("awaited", "the authority waits for what it remembers (nodectl status)".to_owned());

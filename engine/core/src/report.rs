@@ -108,6 +108,8 @@ pub struct Report {
     pub mended: u64,
     /// What its scrubs have done.
     pub scrub: ScrubReport,
+    /// Flushes its device was asked for since the node started: durable writes, most of them shared by many requests.
+    pub flushes: u64,
     /// Replicas here that neither lead, nor hear a primary, nor are being caught up; at most
     /// [`crate::limits::REPORT_SEGMENTS_MAX`].
     pub stranded: Vec<ReplicaReport>,

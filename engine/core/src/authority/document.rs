@@ -148,6 +148,9 @@ pub struct NodeInfo {
     /// What its scrubs have done since the node started.
     #[serde(default)]
     pub scrub: ScrubInfo,
+    /// Flushes its device was asked for since the node started. Many requests share one.
+    #[serde(default)]
+    pub flushes: u64,
     /// Whether its device was declared gone for good.
     #[serde(default)]
     pub device_lost: bool,

@@ -159,6 +159,7 @@ impl Authority {
                 compared: presence.report.scrub.done * EXTENT_SIZE,
                 damaged_extents: presence.report.scrub.damaged,
             },
+            flushes: presence.report.flushes,
             device_lost: record.device_lost,
             awaited: self.stands_still() && !record.is_gone() && !self.has_listed(id),
             quarantine: Vec::new(),

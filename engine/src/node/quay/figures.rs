@@ -30,6 +30,8 @@ pub struct Figures {
     pub mended: u64,
     /// What the scrub has done.
     pub scrub: ScrubReport,
+    /// Flushes the device was asked for since the start.
+    pub flushes: u64,
     /// Replicas that are nobody's; at most [`REPORT_SEGMENTS_MAX`].
     pub stranded: Vec<ReplicaReport>,
 }
@@ -41,6 +43,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
             space: self.store.space(),
             corrupt_blocks: self.store.damaged_blocks(),
             copied_bytes: self.copied_bytes,
+            flushes: self.store.flushes(),
             scrub: self.scrub.as_ref().map(Scrub::report).unwrap_or_default(),
             ..Figures::default()
         };
@@ -103,6 +106,7 @@ pub fn report(shards: &[Figures]) -> Report {
         report.corrupt_blocks += shard.corrupt_blocks;
         report.mended += shard.mended;
         report.scrub.add(&shard.scrub);
+        report.flushes += shard.flushes;
         report.stranded.extend(shard.stranded.iter().cloned());
     }
     report.not_serving.truncate(REPORT_SEGMENTS_MAX);

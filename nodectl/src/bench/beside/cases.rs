@@ -30,6 +30,16 @@ impl Case {
     pub(super) const fn bare(&self) -> Job {
         Job { mode: self.mode, block: self.block, depth: self.bare_depth, flushes: self.bare_flushes }
     }
+
+    /// Whether it is measured through NBD too.
+    pub(super) fn has_nbd(&self) -> bool {
+        self.block == "4k" && self.depth <= 32 && !self.sustained
+    }
+
+    /// What fio does through NBD. It does not flush: what a gateway acknowledges is durable.
+    pub(super) const fn through_nbd(&self) -> Job {
+        Job { mode: self.mode, block: self.block, depth: self.depth, flushes: false }
+    }
 }
 
 const WRITE: Case = Case {

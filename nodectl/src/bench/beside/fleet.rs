@@ -8,7 +8,9 @@ use engine::authority::api::{CreateVolume, Spread};
 use serde::{Deserialize, Serialize};
 
 use super::cases::Case;
+use super::nbd;
 use crate::bench::figure::Figure;
+use crate::bench::fio::Bare;
 use crate::cluster::dir::Dir;
 use crate::cluster::up;
 use crate::demo::running::Running;
@@ -97,6 +99,11 @@ impl Fleet {
     pub(super) fn measure(&self, case: &Case, seconds: u32) -> Result<Load, Failure> {
         let (depth, seconds) = (case.depth.to_string(), seconds.to_string());
         self.bench(&["--rw", case.mode, "--bs", case.block, "--qd", &depth, "--seconds", &seconds])
+    }
+
+    /// The same by fio through a gateway, at the case's own depth.
+    pub(super) fn through_nbd(&self, case: &Case, seconds: u32) -> Result<Bare, Failure> {
+        nbd::measure(self.dir.path(), VOLUME, &case.through_nbd(), seconds)
     }
 
     /// A process of its own, so that its processor time is the client's alone.

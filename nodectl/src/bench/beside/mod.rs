@@ -3,10 +3,12 @@
 //! A figure of a cluster means nothing without the same disk's figure of the same minutes. So every round measures every
 //! case on both, one after the other, the order changing from round to round; what counts is the median over the
 //! rounds of their ratio. The cluster is three nodes with three copies on loopback and one disk: every write is
-//! written three times to the disk that the bare case writes once.
+//! written three times to the disk that the bare case writes once. Small requests go through NBD too, beside the native
+//! client of the same round.
 
 mod cases;
 mod fleet;
+mod nbd;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -129,6 +131,7 @@ fn short(args: &Args, dir: &Path, bare: &BareFile) -> Result<Vec<Row>, Failure> 
         return Ok(rows);
     }
     let fleet = Fleet::start(&dir.join("short"), NODES, args.wal_size + args.size + SPARE, args.wal_size, args.size)?;
+    let through_nbd = nbd::is_known();
     for round in 0..args.rounds {
         eprintln!("round {} of {}", round + 1, args.rounds);
         for (case, row) in cases.iter().zip(&mut rows) {
@@ -145,6 +148,10 @@ fn short(args: &Args, dir: &Path, bare: &BareFile) -> Result<Vec<Row>, Failure> 
             one(row, first)?;
             one(row, !first)?;
             eprintln!("  {}", row.last());
+            if case.has_nbd() && through_nbd {
+                fleet.quiet();
+                row.nbd.push(fleet.through_nbd(case, args.seconds)?);
+            }
         }
     }
     fleet.stop()?;

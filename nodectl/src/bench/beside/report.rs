@@ -38,6 +38,19 @@ pub(super) struct Row {
     target_cpu_ms: Option<f64>,
     pub(super) bare: Vec<Bare>,
     pub(super) cluster: Vec<Load>,
+    /// What it is held against beside `cluster`, where it is measured through NBD; empty `nbd`: this fio cannot.
+    through_nbd: Option<Through>,
+    pub(super) nbd: Vec<Bare>,
+}
+
+/// What the way through NBD may cost, beside the native client.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Through {
+    /// At most so many microseconds more.
+    MoreUs(f64),
+    /// At least this part of it.
+    Part(f64),
 }
 
 /// The report.
@@ -60,6 +73,11 @@ impl Row {
             target_cpu_ms: case.cpu_max_ms,
             bare: Vec::new(),
             cluster: Vec::new(),
+            through_nbd: case.has_nbd().then_some(match case.figure {
+                Figure::Latency => Through::MoreUs(60.0),
+                Figure::Iops | Figure::Throughput => Through::Part(0.5),
+            }),
+            nbd: Vec::new(),
         }
     }
 
@@ -85,6 +103,35 @@ impl Row {
         let fast = self.figure.is_met(self.ratio(), self.target_ratio);
         let quick = self.target_p50_us.is_none_or(|most| self.cluster_figure() <= most);
         fast && quick && self.target_cpu_ms.is_none_or(|most| self.cpu_ms() <= most)
+    }
+
+    /// Through NBD, and beside the native client: the median of the rounds' differences or ratios.
+    fn nbd_figures(&self, target: Through) -> (f64, f64) {
+        let nbd: Vec<f64> = self.nbd.iter().map(|nbd| nbd.figure(self.figure)).collect();
+        let native = self.cluster.iter().map(|load| load.figure(self.figure));
+        let beside = match target {
+            Through::MoreUs(_) => median(nbd.iter().zip(native).map(|(nbd, native)| nbd - native)),
+            Through::Part(_) => median(nbd.iter().zip(native).map(|(nbd, native)| nbd / native)),
+        };
+        (median(nbd.into_iter()), beside)
+    }
+
+    /// Of the second table.
+    fn nbd_row(&self) -> Option<[String; 7]> {
+        let target = self.through_nbd?;
+        let (name, unit) = (self.case.to_owned(), self.figure.unit().to_owned());
+        let native = format!("{:.0}", self.cluster_figure());
+        if self.nbd.is_empty() {
+            let none = "fio has no nbd engine".to_owned();
+            return Some([name, native, String::new(), unit, String::new(), String::new(), none]);
+        }
+        let (nbd, beside) = self.nbd_figures(target);
+        let (beside, target, met) = match target {
+            Through::MoreUs(most) => (format!("{beside:+.0} us"), format!("<= +{most:.0} us"), beside <= most),
+            Through::Part(least) => (format!("{beside:.2}"), format!(">= {least}"), beside >= least),
+        };
+        let met = if met { "ok" } else { "MISSED" }.to_owned();
+        Some([name, native, format!("{nbd:.0}"), unit, beside, target, met])
     }
 
     /// The last round, in a line.
@@ -129,8 +176,14 @@ pub(super) fn table(report: &Report) -> String {
             if row.is_met() { "ok" } else { "MISSED" }.to_owned(),
         ]);
     }
+    let mut through = Table::new(["through NBD", "native", "nbd", "", "beside", "target", ""]);
+    let rows: Vec<_> = report.rows.iter().filter_map(Row::nbd_row).collect();
+    let nbd = !rows.is_empty();
+    rows.into_iter().for_each(|row| through.row(row));
+    let through = if nbd { format!("\n\n{through}") } else { String::new() };
     let Options { nodes, copies, network, size, wal_size, rounds, seconds, bare, .. } = &report.options;
-    let mut text = format!("{table}\n\nmedians of {rounds} rounds of {seconds} s, bare and cluster in turns\n");
+    let mut text =
+        format!("{table}{through}\n\nmedians of {rounds} rounds of {seconds} s, bare and cluster in turns\n");
     let _ = writeln!(
         text,
         "cluster: {nodes} nodes, {copies} copies, {network}; volume {}, WAL {} per node; sustained: volume {}, WAL {}, {} s",
@@ -176,5 +229,25 @@ mod tests {
         assert!(!row.is_met(), "too much processor time");
         row.cluster = vec![load(1.0, 89.0, 0.001)];
         assert!(!row.is_met(), "too slow");
+    }
+
+    #[test]
+    fn through_nbd_is_held_against_the_native_client_of_the_same_round() {
+        let nbd = |p50_us: f64, iops: f64| Bare { iops, mib_per_second: 1.0, p50_us };
+        let row = |name: &str| Row::new(CASES.iter().find(|case| case.name == name).unwrap());
+        let last = |row: &Row| row.nbd_row().unwrap()[6].clone();
+        let mut write = row("4K write, depth 1");
+        write.cluster = vec![load(150.0, 1.0, 1.0), load(170.0, 1.0, 1.0), load(900.0, 1.0, 1.0)];
+        assert_eq!(last(&write), "fio has no nbd engine");
+        write.nbd = vec![nbd(209.0, 1.0), nbd(230.0, 1.0), nbd(961.0, 1.0)];
+        assert_eq!(last(&write), "ok");
+        write.nbd[0].p50_us = 220.0;
+        assert_eq!(last(&write), "MISSED");
+        let mut read = row("4K read, depth 32");
+        (read.cluster, read.nbd) = (vec![load(1.0, 100.0, 1.0)], vec![nbd(1.0, 50.0)]);
+        assert_eq!(last(&read), "ok");
+        read.nbd[0].iops = 49.0;
+        assert_eq!(last(&read), "MISSED");
+        assert!(row("4K write, depth 128").nbd_row().is_none());
     }
 }
