@@ -56,6 +56,20 @@ fn a_write_is_seen_once_committed_and_survives_restarts_applied_or_not() {
 }
 
 #[test]
+fn what_is_there_when_a_batch_begins_shares_its_flush() {
+    let disk = formatted(SIZE, WAL);
+    let mut store = open(&disk);
+    store.persist(vec![create(segment(0), 4)], Ticket(0));
+    run(&mut store);
+    let before = store.flushes();
+    for seq in 1..=8 {
+        store.persist(vec![prepare(segment(0), 0, write(segment(0), seq, 30, 1, seq))], Ticket(seq));
+    }
+    assert_eq!(run(&mut store).len(), 8);
+    assert_eq!(store.flushes() - before, 1);
+}
+
+#[test]
 fn a_zeroed_extent_gives_its_slab_back_and_keeps_its_stamp() {
     let disk = formatted(SIZE, WAL);
     let mut store = open(&disk);
