@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use engine::device::file::DeviceFile;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::figure::Figure;
@@ -111,9 +111,15 @@ pub(crate) fn run(place: &[String], job: &Job, seconds: u32) -> Result<Bare, Fai
     if !output.status.success() {
         return Err(Failure::failed(format!("fio failed: {}", String::from_utf8_lossy(&output.stderr).trim())));
     }
-    let said: Value = serde_json::from_slice(&output.stdout)
-        .map_err(|error| Failure::failed(format!("fio's report cannot be read: {error}")))?;
+    let said =
+        document(&output.stdout).map_err(|error| Failure::failed(format!("fio's report cannot be read: {error}")))?;
     read(&said, job).ok_or_else(|| Failure::failed("fio's report does not hold what was asked for"))
+}
+
+/// The one document among what fio prints: its nbd engine has something to say before and behind it.
+fn document(said: &[u8]) -> Result<Value, serde_json::Error> {
+    let begins = said.iter().position(|byte| *byte == b'{').unwrap_or(0);
+    Value::deserialize(&mut serde_json::Deserializer::from_slice(&said[begins..]))
 }
 
 fn read(said: &Value, job: &Job) -> Option<Bare> {
@@ -143,5 +149,7 @@ mod tests {
         let bare = read(&said, &job).unwrap();
         assert_eq!((bare.iops, bare.mib_per_second, bare.p50_us), (1000.0, 4.0, 90.0));
         assert!(read(&serde_json::json!({"jobs": []}), &job).is_none());
+        assert_eq!(document(b"fio: connected\n{\"jobs\": []}\nclosed\n").unwrap(), serde_json::json!({"jobs": []}));
+        assert!(document(b"fio: no such engine\n").is_err());
     }
 }
