@@ -11,3 +11,7 @@ pub mod gateway;
 pub mod node;
 pub mod store;
 pub mod wire;
+
+#[cfg(test)]
+#[path = "fuzz/tests.rs"]
+mod fuzz;

@@ -123,6 +123,7 @@ fn scrubbed(node: &NodeInfo) -> String {
 fn scrub_rows(node: &NodeInfo, mut row: impl FnMut(&str, String)) {
     let scrub = &node.scrub;
     row("damaged blocks found", node.corrupt_blocks.to_string());
+    row("damaged structures found at the start", node.damaged_structures.to_string());
     row("extents mended from others", node.mended_extents.to_string());
     let state = if scrub.running { "under way" } else { "rests" };
     let passes = scrub.passes;
@@ -147,7 +148,7 @@ pub(crate) fn table(nodes: &[NodeInfo]) -> String {
             units::size(node.capacity),
             node.replicas.to_string(),
             node.serving.to_string(),
-            node.corrupt_blocks.to_string(),
+            (node.corrupt_blocks + node.damaged_structures).to_string(),
         ]);
     }
     table.to_string()

@@ -30,6 +30,7 @@ fn status_has_what_the_contract_names() {
     let status = json!({
         "cluster": "000102030405060708090a0b0c0d0e0f", "revision": 12, "health": "degraded", "segments": segments(),
         "remirror": {"active": 1, "parked": 0, "bytes_per_second": 1024, "bytes_total": 4096},
+        "damage": {"blocks": 3, "structures": 1, "mended_extents": 2},
         "nodes_up": 5, "nodes_total": 6, "capacity": 1000, "booked": 500, "used": 100, "frozen": null,
         "waiting": null, "next": null
     });
@@ -48,7 +49,7 @@ fn volumes_and_nodes_come_as_the_api_says_them() {
     let node = json!({
         "id": "n3", "zone": "a", "state": "up", "primary_addr": "127.0.0.1:1", "replication_addr": "127.0.0.1:2",
         "capacity": 1, "booked": 1, "used": 1, "replicas": 1, "serving": 1, "shards": 1, "silent_ms": 1,
-        "copied_bytes": 0, "corrupt_blocks": 0, "mended_extents": 0,
+        "copied_bytes": 0, "corrupt_blocks": 0, "damaged_structures": 0, "mended_extents": 0,
         "scrub": {"passes": 1, "running": false, "compared": 0, "damaged_extents": 0}, "flushes": 0, "device_lost": false,
         "awaited": false, "quarantine": []
     });

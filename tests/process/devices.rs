@@ -15,13 +15,13 @@ use crate::support::{alone, wait_for};
 const THREE: Shape = Shape { nodes: 3, ..SMALL };
 
 /// How a node of a cluster is started, changed flag by flag.
-struct Start {
+pub(crate) struct Start {
     line: Vec<String>,
     device: PathBuf,
 }
 
 impl Start {
-    fn of(cluster: &TestCluster, node: &str) -> Self {
+    pub(crate) fn of(cluster: &TestCluster, node: &str) -> Self {
         let pid = cluster.pid(node);
         let running = child::processes_of(&cluster.dir());
         let line = running.into_iter().find(|(other, _)| *other == pid).expect("the node runs").1;
@@ -40,7 +40,7 @@ impl Start {
     }
 
     /// Runs it; it has to end by itself, with an error that names everything in `words`.
-    fn refused(&self, cluster: &TestCluster, story: &str, words: &[&str]) {
+    pub(crate) fn refused(&self, cluster: &TestCluster, story: &str, words: &[&str]) {
         let mut command = nodectl();
         command.args(&self.line[1..]);
         let mut child = Child::start(command, cluster.scratch(), story);
@@ -54,7 +54,7 @@ impl Start {
     }
 
     /// As [`Self::refused`], and the device is what it was.
-    fn refused_untouched(&self, cluster: &TestCluster, story: &str, words: &[&str]) {
+    pub(crate) fn refused_untouched(&self, cluster: &TestCluster, story: &str, words: &[&str]) {
         let before = content(&self.device);
         self.refused(cluster, story, words);
         assert_eq!(before, content(&self.device), "{story}: the device was changed");

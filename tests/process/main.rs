@@ -10,6 +10,7 @@ mod support;
 mod authority;
 mod devices;
 mod exits;
+mod flipped;
 mod gateways;
 mod hosts;
 mod input;

@@ -104,6 +104,9 @@ pub struct Report {
     pub copied_bytes: u64,
     /// Blocks found damaged since the node started.
     pub corrupt_blocks: u64,
+    /// Structures of its device found damaged when it was opened: copies of the superblock, roots, map pages, places in
+    /// the WAL (I14).
+    pub damaged_structures: u64,
     /// Extents mended from another member since the node started.
     pub mended: u64,
     /// What its scrubs have done.

@@ -23,7 +23,8 @@
 //! 503 (`unavailable`), 504 (`timeout`), 507 (`no_space`).
 
 pub use engine_core::authority::document::{
-    AcceptOlder, Address, AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain,
-    ExplainReplica, ExplainSegment, Health, NodeInfo, Quarantined, RecoverVolume, ReleaseCopies, RemirrorCounts,
-    ReplaceDevice, ResizeVolume, ScrubInfo, SegmentCounts, SegmentName, Spread, Status, VolumeInfo, VolumeMap,
+    AcceptOlder, Address, AttachVolume, Cluster, Consequences, CreateVolume, DamageCounts, DetachVolume, ErrorBody,
+    Explain, ExplainReplica, ExplainSegment, Health, NodeInfo, Quarantined, RecoverVolume, ReleaseCopies,
+    RemirrorCounts, ReplaceDevice, ResizeVolume, ScrubInfo, SegmentCounts, SegmentName, Spread, Status, VolumeInfo,
+    VolumeMap,
 };

@@ -52,6 +52,8 @@ pub(crate) struct Session {
     pub(crate) registered: Option<oneshot::Sender<TakenIn>>,
     /// What is to be remembered of what the authority said.
     pub(crate) told: watch::Sender<Told>,
+    /// Copies of the superblock found damaged when the device was opened.
+    pub(crate) damaged_copies: u64,
 }
 
 /// What the device has to remember of what the authority said, for the next start.
@@ -185,7 +187,11 @@ impl Session {
                     if !self.on_taken_in(TakenIn { grace: settings.grace, trusted, boot }) {
                         return Ended::RolledBack;
                     }
-                    reporter = Some(Stopped(tokio::task::spawn_local(report(self.shards.clone(), outbox.clone()))));
+                    reporter = Some(Stopped(tokio::task::spawn_local(report(
+                        self.shards.clone(),
+                        self.damaged_copies,
+                        outbox.clone(),
+                    ))));
                 }
                 Ok(Message::FromAuthority(FromAuthority::RegisterRefused(reason))) => return Ended::Refused(reason),
                 Ok(Message::FromAuthority(FromAuthority::Revision(revision))) => self.on_revision(revision),
@@ -327,7 +333,7 @@ async fn show_configs(shards: Vec<ShardBox>, outbox: Outbox) {
 }
 
 /// Lists what is held, then reports regularly.
-async fn report(shards: Vec<ShardBox>, outbox: Outbox) {
+async fn report(shards: Vec<ShardBox>, damaged_copies: u64, outbox: Outbox) {
     let mut held = Vec::new();
     for shard in &shards {
         let (answer, list) = oneshot::channel();
@@ -361,7 +367,8 @@ async fn report(shards: Vec<ShardBox>, outbox: Outbox) {
             // A shard that is stuck must not silence the others.
             let _ = tokio::time::timeout(FIGURES_WAIT, ask).await;
         }
-        let report = quay::report(&known.borrow());
+        let mut report = quay::report(&known.borrow());
+        report.damaged_structures += damaged_copies;
         if outbox.try_send(&Message::ToAuthority(ToAuthority::Report(report))).is_err() && outbox.is_closed() {
             return;
         }

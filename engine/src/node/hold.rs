@@ -79,6 +79,14 @@ pub(crate) enum Hold {
     Absent(u64, Geometry),
 }
 
+/// The device, ready for use.
+pub(crate) struct Held {
+    pub(crate) file: DeviceFile,
+    pub(crate) superblock: Superblock,
+    /// Copies of the superblock that were damaged, and are whole again.
+    pub(crate) damaged_copies: u64,
+}
+
 /// Looks, locks, and checks everything that can be checked without the authority.
 pub(crate) fn look(config: &Config) -> Result<Hold, HoldError> {
     let path = &config.device;
@@ -162,10 +170,14 @@ impl Hold {
         cluster: ClusterId,
         device: DeviceId,
         id: BootId,
-    ) -> Result<(DeviceFile, Superblock), HoldError> {
+    ) -> Result<Held, HoldError> {
         let path = &config.device;
+        let mut damaged_copies = 0;
         let (mut file, fresh) = match self {
-            Self::Ours(file, _) => (file, None),
+            Self::Ours(mut file, _) => {
+                damaged_copies = store::damaged_copies(&mut file);
+                (file, None)
+            }
             Self::Blank(file, geometry) => (file, Some(geometry)),
             Self::Absent(size, geometry) => (create(path, size)?, Some(geometry)),
         };
@@ -180,7 +192,10 @@ impl Hold {
         }
         let superblock = store::open(&mut file, cluster, config.id, id)
             .map_err(|error| HoldError::NotOurs { path: path.clone(), error })?;
-        Ok((file, superblock))
+        if damaged_copies > 0 {
+            tracing::error!(path = %path.display(), damaged_copies, "copies of the superblock were damaged; they are written again");
+        }
+        Ok(Held { file, superblock, damaged_copies })
     }
 }
 

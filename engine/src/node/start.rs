@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::authority::{self, RefusedByAuthority, Session, TakenIn, Told};
 use super::clock::{duration, seed};
 use super::config::{Config, ConfigError};
-use super::hold::{self, HoldError};
+use super::hold::{self, Held, HoldError};
 use super::listen::{self, Doors};
 use super::mail::{Mail, ShardBox, shard_box};
 use super::memory;
@@ -89,7 +89,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         cluster = find_cluster(&config.authority, &local) => cluster?,
         () = &mut stop => return Ok(()),
     };
-    let (file, mut superblock) = hold.take(&config, cluster, DeviceId(random_u128()), boot)?;
+    let Held { file, mut superblock, damaged_copies } = hold.take(&config, cluster, DeviceId(random_u128()), boot)?;
     let local = Local { cluster, ..local };
     tracing::info!(node = %config.id, %cluster, device = %superblock.device, boot = %superblock.boot,
         shards = superblock.geometry.shards, "the device is this node's");
@@ -120,6 +120,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         addresses,
         registered: Some(registered),
         told,
+        damaged_copies,
     };
     let mut session = std::pin::pin!(session.run());
     let grace = tokio::select! {

@@ -5,6 +5,9 @@ use engine_core::limits::PROBLEMS_LISTED_MAX;
 use super::report::{Place, Problem, Verdict};
 use super::superblock::Region;
 
+/// Not a structure on the device: the replica that suffers from what is wrong with one.
+pub(crate) const REPLICA: &str = "replica";
+
 /// Problems of one shard, or of the whole device.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
@@ -18,6 +21,12 @@ pub(crate) struct Findings {
 impl Findings {
     pub(crate) fn of(region: Region) -> Self {
         Self { shard: Some(region.shard), ..Self::default() }
+    }
+
+    /// How many structures are damaged. What that means for a replica is no further damage.
+    pub(crate) fn structures(&self) -> u64 {
+        let damaged = self.problems.iter().filter(|problem| problem.structure != REPLICA);
+        damaged.count() as u64 + self.left_off
     }
 
     /// `offset` is on the device.

@@ -38,7 +38,9 @@ pub use check::{Depth, examine};
 pub use read::block_sum;
 pub use shard::ShardStore;
 pub use sums::PAGE_BYTES as SUM_PAGE_BYTES;
-pub use superblock::{FormatError, Geometry, OpenError, Region, Superblock, format, open, read, rewrite};
+pub use superblock::{
+    FormatError, Geometry, OpenError, Region, Superblock, damaged_copies, format, open, read, rewrite,
+};
 
 use engine_core::ids::{BlockIndex, ExtentIndex, SegmentId, Seq};
 use engine_core::record::{Blocks, ExtentCopy, Record, Recovered};
@@ -139,6 +141,14 @@ pub trait Store {
 
     /// Flushes the device was asked for since it was opened: durable writes, and flushes of what was written before.
     fn flushes(&self) -> u64 {
+        0
+    }
+
+    /// What is in memory of the device is read anew when it is wanted, so that damage beneath it shows.
+    fn look_anew(&mut self) {}
+
+    /// What was found damaged when it was opened, blocks at home apart: roots, map pages, places in the WAL.
+    fn damaged_structures(&self) -> u64 {
         0
     }
 

@@ -70,6 +70,14 @@ impl Part {
         }
         known
     }
+
+    /// A block that is what was written, and its checksum.
+    fn sound(&self, segment: SegmentId, block: BlockIndex) -> Option<(&[u8], u32)> {
+        let at = (block.0 - self.first) as usize;
+        let content = self.buffer.as_ref()?.get(at * BLOCK..(at + 1) * BLOCK)?;
+        let Known::Is(want) = *self.sums.get(at)? else { return None };
+        is_sound(segment, block, content, want).then_some((content, want))
+    }
 }
 
 #[derive(Debug)]
@@ -125,7 +133,7 @@ impl<D: Device> ShardStore<D> {
     pub(crate) fn start_read(&mut self, segment: SegmentId, what: What, ticket: Ticket) {
         let (block, count) = what.range();
         let known = self.map.replicas.get(&segment).filter(|replica| !replica.dropping);
-        let Some(replica) = known else { return self.answer(segment, what, ticket, Err(ReadError::Unknown)) };
+        let Some(replica) = known else { return self.answer(what, ticket, Err(ReadError::Unknown)) };
         let blocks = u64::from(replica.meta.config.extents) * u64::from(EXTENT_BLOCKS);
         assert!(count > 0 && u64::from(block) + u64::from(count) <= blocks, "a read lies inside its segment");
         let (life, homes, mut parts) = (replica.life, homes(replica, what), plan(replica, what));
@@ -193,11 +201,15 @@ impl<D: Device> ShardStore<D> {
     fn finish_read(&mut self, mut job: Job) {
         let (segment, what, ticket) = (job.segment, job.what, job.ticket);
         let replica = self.map.replicas.get(&segment).filter(|replica| replica.life == job.life);
-        let Some(replica) = replica else { return self.answer(segment, what, ticket, Err(ReadError::Unknown)) };
+        let Some(replica) = replica else { return self.answer(what, ticket, Err(ReadError::Unknown)) };
         let collected = if homes(replica, what) == job.homes { collect(replica, &mut job) } else { Collected::Again };
         let result = match (what, collected) {
             (_, Collected::Again) => return self.start_read(segment, what, ticket),
-            (_, Collected::Damaged(block)) => Err(ReadError::Damaged(block)),
+            (_, Collected::Damaged(first, mut more)) => {
+                more.push(first);
+                self.note_damage(segment, &more);
+                Err(ReadError::Damaged(first))
+            }
             (What::Blocks { .. }, Collected::Whole(blocks, _)) => Ok(blocks),
             (What::Extent(extent), Collected::Whole(blocks, present)) => {
                 let stamp = replica.commit.max(replica.full_stamp(extent));
@@ -205,20 +217,26 @@ impl<D: Device> ShardStore<D> {
                 return self.events.push(Event::Extent(ticket, Ok(copy)));
             }
         };
-        self.answer(segment, what, ticket, result);
+        self.answer(what, ticket, result);
     }
 
-    fn answer(&mut self, segment: SegmentId, what: What, ticket: Ticket, result: Result<Blocks, ReadError>) {
-        if let Err(ReadError::Damaged(block)) = result {
-            self.damaged_blocks += 1;
-            if self.reads.damaged.len() < DAMAGED_LISTED_MAX {
-                self.reads.damaged.insert((segment, block));
-            }
-        }
+    fn answer(&mut self, what: What, ticket: Ticket, result: Result<Blocks, ReadError>) {
         match (what, result) {
             (What::Blocks { .. }, result) => self.events.push(Event::Read(ticket, result)),
             (What::Extent(_), Err(error)) => self.events.push(Event::Extent(ticket, Err(error))),
             (What::Extent(_), Ok(_)) => unreachable!("an extent's copy is answered with its stamp"),
+        }
+    }
+
+    /// Blocks were found damaged. Each counts once, however often it is met, as far as they are remembered.
+    fn note_damage(&mut self, segment: SegmentId, blocks: &[BlockIndex]) {
+        for block in blocks {
+            let full = self.reads.damaged.len() >= DAMAGED_LISTED_MAX;
+            let known = self.reads.damaged.contains(&(segment, *block));
+            self.damaged_blocks += u64::from(!known);
+            if !full && !known {
+                self.reads.damaged.insert((segment, *block));
+            }
         }
     }
 
@@ -236,7 +254,8 @@ impl<D: Device> ShardStore<D> {
 enum Collected {
     /// The blocks, and a map of those that hold data.
     Whole(Blocks, u32),
-    Damaged(BlockIndex),
+    /// The first damaged block, and the others of the range.
+    Damaged(BlockIndex, Vec<BlockIndex>),
     /// What is committed lies elsewhere by now.
     Again,
 }
@@ -258,42 +277,39 @@ fn collect(replica: &Replica, job: &mut Job) -> Collected {
     let mut pieces: Vec<&[u8]> = Vec::with_capacity(count as usize);
     let (mut present, mut from_home) = (0u32, 0);
     let mut parts = job.parts.iter().peekable();
+    let mut damaged: Vec<BlockIndex> = Vec::new();
     for block in first..first + count {
         let index = BlockIndex(block);
-        let sum = match replica.source(index) {
+        let found = match replica.source(index) {
             Source::Zero if sparse => continue,
-            Source::Zero => {
-                pieces.push(&ZEROS);
-                block_sum(job.segment, index, &ZEROS)
-            }
-            Source::Lost => return Collected::Damaged(index),
+            Source::Zero => Some((&ZEROS[..], block_sum(job.segment, index, &ZEROS))),
+            Source::Lost => None,
             Source::Log(data, sum, suspect) => {
-                if suspect && !is_sound(job.segment, index, data, sum) {
-                    return Collected::Damaged(index);
-                }
-                pieces.push(data);
-                sum
+                (!suspect || is_sound(job.segment, index, data, sum)).then_some((data, sum))
             }
             Source::Home(slab) => {
                 while parts.next_if(|part| part.end <= block).is_some() {}
                 let Some(part) = parts.peek().filter(|part| part.first <= block && part.slab == slab) else {
                     return Collected::Again;
                 };
-                let at = (block - part.first) as usize;
-                let content = part.buffer.as_ref().and_then(|buffer| buffer.get(at * BLOCK..(at + 1) * BLOCK));
-                let (Some(content), Some(Known::Is(want))) = (content, part.sums.get(at)) else {
-                    return Collected::Damaged(index);
-                };
-                if !is_sound(job.segment, index, content, *want) {
-                    return Collected::Damaged(index);
+                // One sector that cannot be read is one damaged block, not as many as were asked for with it.
+                if part.buffer.is_none() && damaged.last().is_some_and(|last| last.0 >= part.first) {
+                    continue;
                 }
-                pieces.push(content);
                 from_home += 1;
-                *want
+                part.sound(job.segment, index)
             }
         };
+        let Some((content, sum)) = found else {
+            damaged.push(index);
+            continue;
+        };
+        pieces.push(content);
         sums.extend_from_slice(&sum_bytes(sum));
         present |= 1u32.wrapping_shl(block % EXTENT_BLOCKS);
+    }
+    if let Some(first) = damaged.first().copied() {
+        return Collected::Damaged(first, damaged.split_off(1));
     }
     let whole = from_home == pieces.len()
         && job.parts.len() == 1

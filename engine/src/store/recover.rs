@@ -16,7 +16,7 @@ use engine_core::record::{Record, Recovered, Standing};
 
 use super::entry::Kind;
 use super::extents::{CHUNK_EXTENTS, Extents, Home};
-use super::findings::Findings;
+use super::findings::{Findings, REPLICA};
 use super::format::{CellLabel, PageLabel, RootHeader, RootReplica, WalRecord, decode_page, record_size};
 use super::ledger::Batch;
 use super::map::{Map, Replica, Source};
@@ -72,6 +72,7 @@ impl<D: Device> ShardStore<D> {
         let checkpoint_first = wal.ring.number < header.batch;
         let mut store = Self::assemble(Parts { device, region, label, map, slabs, pages, sums, wal, number });
         store.recovered = recovered;
+        store.damaged_structures = findings.structures();
         store.checkpoint_first = checkpoint_first;
         store.keep_books();
         Ok(store)
@@ -331,7 +332,7 @@ fn conclude(
         if damaged || replica.damaged || gap && member {
             let gap = if gap { ", with a gap behind" } else { "" };
             let what = format!("the replica counts as damaged: committed to {}, whole to {last}{gap}", replica.commit);
-            findings.add(region.base, "replica", Place::of(*segment), Verdict::Copied, what);
+            findings.add(region.base, REPLICA, Place::of(*segment), Verdict::Copied, what);
             replica.damaged = true;
             records.push(WalRecord::Damaged { segment: *segment });
         }

@@ -116,6 +116,8 @@ pub struct ShardStore<D> {
     pub(crate) events: Vec<Event>,
     pub(crate) recovered: Vec<Recovered>,
     pub(crate) damaged_blocks: u64,
+    /// Found when it was opened.
+    pub(crate) damaged_structures: u64,
     flushes: u64,
     failed: bool,
     pub(crate) settling: bool,
@@ -149,6 +151,7 @@ impl<D: Device> ShardStore<D> {
             events: Vec::new(),
             recovered: Vec::new(),
             damaged_blocks: 0,
+            damaged_structures: 0,
             flushes: 0,
             failed: false,
             settling: false,
@@ -397,6 +400,14 @@ impl<D: Device> Store for ShardStore<D> {
 
     fn flushes(&self) -> u64 {
         self.flushes
+    }
+
+    fn look_anew(&mut self) {
+        self.sums.forget_pages();
+    }
+
+    fn damaged_structures(&self) -> u64 {
+        self.damaged_structures
     }
 
     fn poll(&mut self, events: &mut Vec<Event>) {

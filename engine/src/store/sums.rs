@@ -174,6 +174,13 @@ impl SumStore {
         }
     }
 
+    /// Lets go of every page: each is what the device holds, and can be read again like one that made room for another.
+    pub(crate) fn forget_pages(&mut self) {
+        self.kept.clear();
+        self.places.clear();
+        self.hand = 0;
+    }
+
     /// A checkpoint is taken: what is fresh now goes into it. Its pages, in order.
     pub(crate) fn seal(&mut self) -> Vec<u32> {
         assert!(self.sealing.is_empty(), "one checkpoint at a time");

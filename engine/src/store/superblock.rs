@@ -145,7 +145,7 @@ impl Geometry {
     }
 
     fn is_sane(&self) -> bool {
-        let regions = u64::from(self.shards) * self.wal_size.saturating_add(4 * MIB);
+        let regions = self.wal_size.saturating_add(4 * MIB).saturating_mul(u64::from(self.shards));
         (1..=SHARDS_MAX).contains(&self.shards)
             && self.wal_size.is_multiple_of(4096)
             && (64 * 1024..=WAL_SIZE_MAX).contains(&self.wal_size)
@@ -346,6 +346,16 @@ pub fn read(device: &mut impl WholeDevice) -> Result<Superblock, OpenError> {
         return Err(OpenError::Shrunk { expected: found.geometry.size, actual: size });
     }
     Ok(found)
+}
+
+/// Copies of the superblock of a device of ours that are not whole. No crash leaves one: each is damage. They are written
+/// again when the device is opened.
+pub fn damaged_copies(device: &mut impl WholeDevice) -> u64 {
+    let mut block = AlignedBuf::zeroed(4096);
+    // One of another version, beside those that made the device ours, is one whose version is damaged.
+    let mut is_whole =
+        |offset: u64| device.read_at(offset, &mut block).is_ok() && matches!(decode_superblock(&block), Ok(Ok(_)));
+    COPIES.into_iter().map(|offset| u64::from(!is_whole(offset))).sum()
 }
 
 /// Reads, checks the owner, and counts this boot durably, by the run with this id: from then on it may come to the

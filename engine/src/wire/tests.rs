@@ -1,6 +1,8 @@
 //! Round trips, golden frames, garbage, and links that misbehave.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod fuzz;
+
 use std::path::PathBuf;
 use std::time::Duration;
 

@@ -157,6 +157,14 @@ impl<S: Store> Store for Watched<S> {
         self.inner.damaged_blocks()
     }
 
+    fn look_anew(&mut self) {
+        self.inner.look_anew();
+    }
+
+    fn damaged_structures(&self) -> u64 {
+        self.inner.damaged_structures()
+    }
+
     fn poll(&mut self, events: &mut Vec<Event>) {
         self.inner.poll(events);
     }

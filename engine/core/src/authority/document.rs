@@ -75,6 +75,18 @@ pub struct RemirrorCounts {
     pub bytes_total: u64,
 }
 
+/// Damage found on the devices since their nodes started (I14).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DamageCounts {
+    /// Blocks that are not what was written.
+    pub blocks: u64,
+    /// Copies of superblocks, roots, map pages and places in WALs, when a device was opened.
+    pub structures: u64,
+    /// Extents mended from another member.
+    pub mended_extents: u64,
+}
+
 /// `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -89,6 +101,9 @@ pub struct Status {
     pub segments: SegmentCounts,
     /// Copying.
     pub remirror: RemirrorCounts,
+    /// Damage found.
+    #[serde(default)]
+    pub damage: DamageCounts,
     /// Nodes in touch / registered.
     pub nodes_up: u64,
     /// Nodes registered.
@@ -142,6 +157,9 @@ pub struct NodeInfo {
     pub copied_bytes: u64,
     /// Blocks found damaged since the node started.
     pub corrupt_blocks: u64,
+    /// Structures of its device found damaged when it was opened.
+    #[serde(default)]
+    pub damaged_structures: u64,
     /// Extents mended from another member since the node started.
     #[serde(default)]
     pub mended_extents: u64,

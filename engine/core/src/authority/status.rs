@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::Authority;
 use super::document::{
-    Address, Cluster, Health, NodeInfo, RemirrorCounts, ScrubInfo, SegmentCounts, Status, VolumeInfo,
+    Address, Cluster, DamageCounts, Health, NodeInfo, RemirrorCounts, ScrubInfo, SegmentCounts, Status, VolumeInfo,
 };
 use super::records::{SegmentRecord, VolumeState};
 use super::recover::Holding;
@@ -121,6 +121,7 @@ impl Authority {
             health,
             segments,
             remirror,
+            damage: self.damage(),
             nodes_up: nodes.keys().filter(|node| self.is_up(now, **node)).count() as u64,
             nodes_total: nodes.len() as u64,
             capacity: nodes.values().map(|record| record.capacity * EXTENT_SIZE).sum(),
@@ -130,6 +131,16 @@ impl Authority {
             waiting: why.filter(|_| self.frozen().is_none()),
             next,
         }
+    }
+
+    fn damage(&self) -> DamageCounts {
+        let mut damage = DamageCounts::default();
+        for presence in self.presence.values() {
+            damage.blocks += presence.report.corrupt_blocks;
+            damage.structures += presence.report.damaged_structures;
+            damage.mended_extents += presence.report.mended;
+        }
+        damage
     }
 
     pub(super) fn node_info(&self, now: Time, id: NodeId) -> Option<NodeInfo> {
@@ -152,6 +163,7 @@ impl Authority {
             silent_ms: presence.silence(now).as_millis(),
             copied_bytes: presence.report.copied_bytes,
             corrupt_blocks: presence.report.corrupt_blocks,
+            damaged_structures: presence.report.damaged_structures,
             mended_extents: presence.report.mended,
             scrub: ScrubInfo {
                 passes: presence.report.scrub.passes,

@@ -26,6 +26,8 @@ pub struct Figures {
     pub copied_bytes: u64,
     /// Blocks found damaged since the start.
     pub corrupt_blocks: u64,
+    /// Structures found damaged at the start: roots, map pages, places in the WAL.
+    pub damaged_structures: u64,
     /// Extents mended from another member since the start.
     pub mended: u64,
     /// What the scrub has done.
@@ -42,6 +44,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
         let mut figures = Figures {
             space: self.store.space(),
             corrupt_blocks: self.store.damaged_blocks(),
+            damaged_structures: self.store.damaged_structures(),
             copied_bytes: self.copied_bytes,
             flushes: self.store.flushes(),
             scrub: self.scrub.as_ref().map(Scrub::report).unwrap_or_default(),
@@ -104,6 +107,7 @@ pub fn report(shards: &[Figures]) -> Report {
         report.copies.extend(shard.copies.iter().cloned());
         report.copied_bytes += shard.copied_bytes;
         report.corrupt_blocks += shard.corrupt_blocks;
+        report.damaged_structures += shard.damaged_structures;
         report.mended += shard.mended;
         report.scrub.add(&shard.scrub);
         report.flushes += shard.flushes;

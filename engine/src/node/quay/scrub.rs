@@ -22,6 +22,10 @@ impl<S: Store, W: Wires> Quay<S, W> {
             return;
         }
         while let Some(at) = self.scrub.as_mut().and_then(|scrub| scrub.due(now)) {
+            if at == (SegmentId::from_u64(0), ExtentIndex(0)) {
+                // A pass begins: checksums in memory would hide what has become of them on the device.
+                self.store.look_anew();
+            }
             let home = self.next_home(at);
             let Some(scrub) = &mut self.scrub else { return };
             let Some((segment, birth, extent)) = home else {

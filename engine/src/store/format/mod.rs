@@ -210,6 +210,7 @@ fn put_meta_fields(sink: &mut impl Sink, meta: &Meta, config: &Config) {
 
 /// Reads a replica's state.
 pub(super) fn take_meta(reader: &mut Reader<'_>) -> Result<Meta, Malformed> {
+    let begin = reader.left();
     let promised = reader.epoch()?;
     let log_epoch = reader.epoch()?;
     let kind = reader.u8()?;
@@ -240,6 +241,10 @@ pub(super) fn take_meta(reader: &mut Reader<'_>) -> Result<Meta, Malformed> {
     let copies = reader.u8()?;
     let min_copies = reader.u8()?;
     let extents = reader.u32()?;
+    // Lists that are each short enough may together be longer than a state, which could not be written again.
+    if begin - reader.left() > META_BYTES_MAX {
+        return reader.bad();
+    }
     let config = Config {
         segment,
         incarnation,

@@ -372,7 +372,8 @@ fn take_write(
     for _ in 0..reader.u32()? {
         let (extent, slab) = (reader.extent()?, reader.u32()?);
         let first = extent.0.checked_mul(EXTENT_BLOCKS);
-        let inside = first.is_some_and(|first| first >= block.0 && first + EXTENT_BLOCKS <= block.0 + count);
+        let end = first.and_then(|first| first.checked_add(EXTENT_BLOCKS));
+        let inside = first.zip(end).is_some_and(|(first, end)| first >= block.0 && end <= block.0 + count);
         if !inside || slabs.last().is_some_and(|(last, _)| *last >= extent) {
             return reader.bad();
         }

@@ -1,6 +1,8 @@
 //! Golden files and hostile bytes.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod fuzz;
+
 use std::path::Path;
 
 use bytes::Bytes;

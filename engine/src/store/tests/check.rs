@@ -95,6 +95,20 @@ fn a_whole_device_is_clean_and_its_books_are_the_stores() {
     assert_eq!(look(&blank, Depth::Data).problems, []);
 }
 
+/// What is told is what happens, and what is counted.
+fn happens_as_told(disk: &Disk, story: &str, want: &[(&'static str, Verdict)]) {
+    let copies = want.iter().filter(|told| **told == ("superblock", Verdict::Harmless)).count() as u64;
+    assert_eq!(crate::store::damaged_copies(&mut disk.clone()), copies, "{story}");
+    let structures = want.iter().filter(|(structure, _)| ["root", "map page", "WAL"].contains(structure)).count();
+    let opened = try_open(disk).map(|mut store| {
+        assert_eq!(store.damaged_structures(), structures as u64, "{story}");
+        store.take_recovered()
+    });
+    assert_eq!(opened.is_err(), want.iter().any(|(_, verdict)| *verdict == Verdict::Refused), "{story}");
+    let damaged = opened.is_ok_and(|recovered| recovered[0].damaged);
+    assert_eq!(damaged, want.contains(&("replica", Verdict::Copied)), "{story}");
+}
+
 #[test]
 fn each_damage_is_told_with_what_becomes_of_it() {
     use Verdict::{Copied, Harmless, Mended, Refused};
@@ -111,6 +125,7 @@ fn each_damage_is_told_with_what_becomes_of_it() {
     type Case<'a> = (&'a str, Flip<'a>, Vec<(&'static str, Verdict)>);
     let table: Vec<Case<'_>> = vec![
         ("a copy of the superblock", at(256 * 1024 + 30), vec![("superblock", Harmless)]),
+        ("the version in a copy of the superblock", at(256 * 1024 + 8), vec![("superblock", Harmless)]),
         (
             "all of them",
             Box::new(|_| (0..4).map(|copy| copy * 256 * 1024 + 30).collect()),
@@ -154,11 +169,7 @@ fn each_damage_is_told_with_what_becomes_of_it() {
         let (disk, _) = written();
         offsets(&disk).into_iter().for_each(|offset| disk.flip(offset, 2));
         assert_eq!(wrong(&disk), want, "{story}");
-        // What is told is what happens.
-        let opened = try_open(&disk).map(|mut store| store.take_recovered());
-        assert_eq!(opened.is_err(), want.iter().any(|(_, verdict)| *verdict == Refused), "{story}");
-        let damaged = opened.is_ok_and(|recovered| recovered[0].damaged);
-        assert_eq!(damaged, want.contains(&("replica", Copied)), "{story}");
+        happens_as_told(&disk, story, &want);
     }
 }
 

@@ -105,6 +105,40 @@ fn entries_that_cannot_be_resolved_move_aside_and_hold_nobody_up() {
 }
 
 #[test]
+fn every_damaged_block_counts_once_however_often_it_is_met() {
+    let disk = formatted(SIZE, WAL);
+    let mut store = settled(&disk, &[write(segment(0), 1, 0, 8, 5)]);
+    let slab = store.map.slabs().next().unwrap();
+    for block in [1, 3, 6] {
+        disk.flip(store.region.base + store.region.slab_at(slab) + block * 4096 + 17, 3);
+    }
+    for _ in 0..3 {
+        assert_eq!(read(&mut store, 0, 8), Err(ReadError::Damaged(BlockIndex(1))));
+        assert_eq!(read(&mut store, 4, 4), Err(ReadError::Damaged(BlockIndex(6))));
+    }
+    assert_eq!((store.damaged_blocks(), store.damaged().len(), store.damaged_structures()), (3, 3, 0));
+    drop(store);
+    // One sector that cannot be read is one block, although nothing of what was asked for with it came.
+    let mut store = open(&disk);
+    disk.spoil(store.region.base + store.region.slab_at(slab) + 3 * 4096);
+    assert!(read(&mut store, 0, 8).is_err());
+    assert_eq!(store.damaged_blocks(), 1);
+}
+
+#[test]
+fn checksums_in_memory_hide_no_damage_from_who_looks_anew() {
+    let disk = formatted(SIZE, WAL);
+    let mut store = settled(&disk, &[write(segment(0), 1, 0, 8, 5)]);
+    assert_eq!(read(&mut store, 0, 8), Ok(vec![5; 8]));
+    let slab = store.map.slabs().next().unwrap();
+    let cell = store.region.sums_at(slab / 24) + u64::from(slab % 24 / 3) * 512;
+    disk.flip(store.region.base + cell + 130, 1);
+    assert_eq!(read(&mut store, 0, 8), Ok(vec![5; 8]), "the page is in memory");
+    store.look_anew();
+    assert_eq!(read(&mut store, 0, 8), Err(ReadError::Damaged(BlockIndex(0))));
+}
+
+#[test]
 fn a_damaged_block_is_whole_again_after_a_copy_of_the_same_stamp() {
     let disk = formatted(SIZE, WAL);
     let mut store = settled(&disk, &[write(segment(0), 1, 0, 8, 5)]);

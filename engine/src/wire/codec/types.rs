@@ -211,7 +211,7 @@ fields! {
     ReplicaReport { segment, incarnation, epoch, log_epoch, standing, commit, last }
     HeldConfig { config, promised }
     CopyReport { segment, full, copied, left }
-    Report { booked, used, replicas, serving, not_serving, copies, copied_bytes, corrupt_blocks, mended, scrub, flushes, stranded }
+    Report { booked, used, replicas, serving, not_serving, copies, copied_bytes, corrupt_blocks, damaged_structures, mended, scrub, flushes, stranded }
     ScrubReport { passes, running, done, damaged }
     Settings { grace }
     Hello { cluster, who }
