@@ -14,6 +14,7 @@ pub mod authority;
 pub mod client;
 pub mod config;
 pub mod epoch;
+pub mod fair;
 pub mod gather;
 pub mod ids;
 pub mod layout;

@@ -88,6 +88,25 @@ pub const INBOX_MAX: usize = 1024;
 pub const TURN_MAX: usize = 256;
 /// Writes, reads and copies a shard has handed to its store; above it the shard takes no further client requests.
 pub const STORE_INFLIGHT_MAX: usize = 4096;
+/// Of volumes that share a shard: bytes of requests begun and not ended, each counted with 4 KiB beside its data; more wait.
+/// A volume that has nothing begun begins one request all the same. No more begins in one turn of the shard.
+pub const FAIR_IN_HAND: u64 = 8 * 8 * 1024;
+/// What one of them begins before it is the next one's turn, counted alike.
+pub const FAIR_TURN: u64 = 2 * 8 * 1024;
+/// Volumes share a shard for so long after the last time that another one asked.
+pub const FAIR_MEMORY: Span = Span::millis(100);
+/// What has begun and does not end holds up what waits for this long; then it is not counted.
+pub const FAIR_PATIENCE: Span = Span::millis(50);
+/// Requests of one volume that wait in a shard for their turn; further ones are told `Busy` and come again.
+pub const FAIR_WAITING_MAX: usize = CLIENT_REQUESTS_MAX;
+/// Bytes of them, counted as above; full alike.
+pub const FAIR_WAITING_BYTES: u64 = 2 * CLIENT_BYTES_MAX as u64;
+/// Requests of all volumes that wait in a shard; with more it takes none from its clients' connections.
+pub const FAIR_WAITING_MAX_ALL: usize = 4 * FAIR_WAITING_MAX;
+/// Bytes of them; full alike.
+pub const FAIR_WAITING_BYTES_ALL: u64 = 4 * FAIR_WAITING_BYTES;
+/// Volumes a shard keeps a place for; those that have nothing there make room.
+pub const FAIR_VOLUMES: usize = 1024;
 /// Promises of space alive in one shard; one more is answered "no space".
 pub const RESERVATIONS_MAX: usize = 64;
 /// Messages for a replica that is still being created; further ones are dropped, their sender says them again.
@@ -360,6 +379,8 @@ const _: () = assert!(CLIENT_REQUESTS_MAX <= OUTBOX_MAX && CLIENT_BYTES_MAX < OU
 const _: () = assert!(CLIENT_INFLIGHT_MAX <= WAITING_MAX && CLIENT_BYTES_MAX as u64 >= REQUEST_BYTES_MAX);
 const _: () = assert!(RETRY_MIN.0 < RETRY_MAX.0 && CLIENT_PATIENCE.0 < CLIENT_RESEND_AFTER.0);
 const _: () = assert!(WISH_FOR.0 < REBALANCE_EVERY.0 && QUIET_MIN.0 < QUIET_MAX.0 && QUIET_MAX.0 < FLAP_WINDOW.0);
+const _: () = assert!(FAIR_TURN <= FAIR_IN_HAND && FAIR_WAITING_BYTES >= REQUEST_BYTES_MAX + BLOCK_SIZE, "one fits");
+const _: () = assert!(FAIR_PATIENCE.0 < CLIENT_PATIENCE.0, "nobody seems to be lost meanwhile");
 const _: () = assert!(BEAT_EVERY.0 * 3 < LEASE.0, "a lease survives two lost beats");
 const _: () = assert!(LEASE_ASKS_EVERY.0 * 2 < BEAT_EVERY.0 && LEASE_ASKS_MAX <= LIST_MAX, "nor is one missed here");
 const _: () = assert!(SILENCE.0 >= LEASE.0, "whoever suspects has let his own lease end");

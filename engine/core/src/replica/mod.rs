@@ -15,6 +15,7 @@ use alloc::vec::Vec;
 
 use crate::config::Config;
 use crate::epoch;
+use crate::fair::Cost;
 use crate::ids::{Epoch, NodeId, SegmentId, Seq};
 use crate::lease::Granted;
 use crate::message::{Decision, Op, Outcome, Peer, Refusal, Reply, Request};
@@ -453,6 +454,15 @@ impl Replica {
     #[must_use]
     pub fn is_serving(&self) -> bool {
         matches!(&self.role, Role::Primary(primary) if primary.is_resolved())
+    }
+
+    /// What clients' writes keep at work, here and at the other members. What only waits is not counted.
+    #[must_use]
+    pub fn in_hand(&self) -> Cost {
+        match &self.role {
+            Role::Primary(primary) if primary.has_ordered() => Cost::of(primary.ordered() as u64, self.log.bytes()),
+            _ => Cost::default(),
+        }
     }
 
     /// Whether its configuration wants it to lead.

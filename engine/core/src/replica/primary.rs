@@ -68,6 +68,11 @@ impl Primary {
         !self.reads.is_empty()
     }
 
+    /// Writes that are ordered and not decided.
+    pub(super) fn ordered(&self) -> usize {
+        self.ordered.len()
+    }
+
     /// Whether something is ordered and not decided.
     pub(super) fn has_ordered(&self) -> bool {
         !self.ordered.is_empty()

@@ -1,5 +1,6 @@
 //! Running a machine's effects, in order, and taking back what the store has finished.
 
+use engine_core::fair::Cost;
 use engine_core::ids::{NodeId, SegmentId};
 use engine_core::limits::COPY_PAGE;
 use engine_core::replica::io::{Effect, Input};
@@ -10,12 +11,18 @@ use crate::store::{Event, ReadError, Store, Ticket};
 
 impl<S: Store, W: Wires> Quay<S, W> {
     /// Runs effects of the machine born as `birth`, as long as it is the one that is here.
-    pub(super) fn run_effects(&mut self, segment: SegmentId, birth: u64, effects: impl IntoIterator<Item = Effect>) {
+    pub(super) fn run_effects(
+        &mut self,
+        now: Time,
+        segment: SegmentId,
+        birth: u64,
+        effects: impl IntoIterator<Item = Effect>,
+    ) {
         for effect in effects {
             if !self.is_here(segment, birth) {
                 return;
             }
-            self.run_effect(segment, birth, effect);
+            self.run_effect(now, segment, birth, effect);
         }
     }
 
@@ -23,7 +30,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
         matches!(self.slots.get(&segment), Some(Slot::Open(open)) if open.birth == birth)
     }
 
-    fn run_effect(&mut self, segment: SegmentId, birth: u64, effect: Effect) {
+    fn run_effect(&mut self, now: Time, segment: SegmentId, birth: u64, effect: Effect) {
         match effect {
             Effect::Persist { records, then } => {
                 let ticket = self.wait_for(Waiting::Then { segment, birth, effects: then, copied: 0 });
@@ -40,6 +47,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
             }
             Effect::Commit(through) => self.store.commit(segment, through),
             Effect::Read { block, count, purpose } => {
+                self.fair.began(now, segment.volume, Cost::of_request(&purpose.request.op));
                 let ticket = self.wait_for(Waiting::Read { segment, birth, purpose });
                 self.store.read(segment, block, count, ticket);
             }
@@ -90,20 +98,33 @@ impl<S: Store, W: Wires> Quay<S, W> {
         ticket
     }
 
+    /// The store will never answer these.
+    pub(super) fn forget_waiting(&mut self, now: Time, which: impl Fn(&Waiting) -> bool) {
+        let fair = &mut self.fair;
+        self.waiting.retain(|_, waiting| {
+            let gone = which(waiting);
+            if let (true, Waiting::Read { segment, purpose, .. }) = (gone, &*waiting) {
+                fair.ended(now, segment.volume, Cost::of_request(&purpose.request.op));
+            }
+            !gone
+        });
+    }
+
     pub(super) fn on_event(&mut self, now: Time, event: Event) {
         match event {
             Event::Persisted(ticket) | Event::CopiedIn(ticket) => match self.waiting.remove(&ticket) {
                 Some(Waiting::Then { segment, birth, effects, copied }) => {
                     self.copied_bytes += copied;
-                    self.run_effects(segment, birth, effects);
+                    self.run_effects(now, segment, birth, effects);
                 }
                 Some(Waiting::Create(segment)) => self.created(now, segment),
-                Some(Waiting::Drop(segment, incarnation)) => self.dropped(segment, incarnation),
+                Some(Waiting::Drop(segment, incarnation)) => self.dropped(now, segment, incarnation),
                 Some(Waiting::Distrust) => self.distrusting -= 1,
                 _ => {} // its replica is gone
             },
             Event::Read(ticket, result) => {
                 let Some(Waiting::Read { segment, birth, purpose }) = self.waiting.remove(&ticket) else { return };
+                self.fair.ended(now, segment.volume, Cost::of_request(&purpose.request.op));
                 let result = match result {
                     Ok(blocks) => Ok(blocks),
                     Err(ReadError::Damaged(block)) => Err(block),
@@ -134,7 +155,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
     fn on_failed(&mut self, now: Time, reason: String) {
         tracing::error!(shard = self.shard, %reason, "the device failed; this shard's replicas are out of service");
         self.failed = Some(reason);
-        self.waiting.clear();
+        self.forget_waiting(now, |_| true);
         for segment in self.segments() {
             self.handle(now, segment, Input::StoreFailed);
         }

@@ -151,6 +151,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
         self.handle(now, segment, Input::Stopping);
         if let Some(Slot::Open(open)) = self.slots.insert(segment, Slot::Dropping) {
             self.schedule.forget(open.alarm, segment);
+            self.fair.ended(now, segment.volume, open.in_hand);
             self.wanted.exchange(&open.peers, &BTreeSet::new());
         }
         let ticket = self.wait_for(Waiting::Drop(segment, incarnation));
@@ -170,11 +171,11 @@ impl<S: Store, W: Wires> Quay<S, W> {
         self.handle(now, segment, Input::Recover(config));
     }
 
-    pub(super) fn dropped(&mut self, segment: SegmentId, incarnation: Incarnation) {
+    pub(super) fn dropped(&mut self, now: Time, segment: SegmentId, incarnation: Incarnation) {
         if matches!(self.slots.get(&segment), Some(Slot::Dropping)) {
             self.slots.remove(&segment);
             // The store has forgotten it: whatever was still asked of it gets no answer.
-            self.waiting.retain(|_, waiting| waiting.segment() != Some(segment));
+            self.forget_waiting(now, |waiting| waiting.segment() == Some(segment));
         }
         self.wires.authority(ToAuthority::Released { segment, incarnation });
     }

@@ -13,10 +13,11 @@ mod scrub;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use engine_core::fair::{Cost, Fair, Offered};
 use engine_core::ids::{Epoch, ExtentIndex, Incarnation, NodeId, SegmentId};
 use engine_core::limits::UNHEARD_MAX;
 use engine_core::message::{
-    FromAuthority, Lane, LeaseAsk, Outcome, Peer, PeerMessage, Refusal, Reply, Request, ToAuthority,
+    FromAuthority, Lane, LeaseAsk, Op, Outcome, Peer, PeerMessage, Refusal, Reply, Request, ToAuthority,
 };
 use engine_core::random::Random;
 use engine_core::record::Recovered;
@@ -56,6 +57,8 @@ struct Open {
     /// Whom it wants connections to.
     peers: BTreeSet<NodeId>,
     alarm: Alarm,
+    /// What of it counts as begun with its volume's requests.
+    in_hand: Cost,
 }
 
 /// What is here of a segment.
@@ -125,6 +128,8 @@ pub struct Quay<S, W> {
     last_ticket: u64,
     last_birth: u64,
     reservations: Reservations,
+    /// Requests of clients that have not begun.
+    fair: Fair<(ClientRef, Request)>,
     /// Inputs that effects gave back, in order.
     given_back: VecDeque<(SegmentId, Input)>,
     effects: Effects,
@@ -160,6 +165,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
             last_ticket: 0,
             last_birth: 0,
             reservations: Reservations::new(),
+            fair: Fair::new(),
             given_back: VecDeque::new(),
             effects: Effects::new(),
             wanted: Wanted::new(),
@@ -198,6 +204,11 @@ impl<S: Store, W: Wires> Quay<S, W> {
     /// How much was handed to the store and is not done.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Whether so many requests of clients wait for their turn that no more should be brought.
+    pub const fn is_full(&self) -> bool {
+        self.fair.is_full()
     }
 
     /// Whether nothing is queued or in flight.
@@ -278,6 +289,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
 
     /// A client's connection is gone.
     pub fn client_gone(&mut self, now: Time, client: ClientRef) {
+        self.fair.retain(|(of, _)| *of != client);
         self.tell_all(now, &Input::ClientGone(client));
     }
 
@@ -309,20 +321,34 @@ impl<S: Store, W: Wires> Quay<S, W> {
         self.settle_given_back(now);
     }
 
-    /// A client asks.
+    /// A client asks: of volumes that share this shard, each in its turn.
     pub fn client_asks(&mut self, now: Time, client: ClientRef, request: Request) {
-        let refusal = match self.slots.get(&request.segment) {
-            Some(Slot::Open(_)) => {
-                let segment = request.segment;
-                self.handle(now, segment, Input::Client { client, request });
-                return self.settle_given_back(now);
-            }
-            Some(Slot::Creating(_)) => Refusal::Busy,
-            None if !self.serving => Refusal::Busy,
-            Some(Slot::Dropping) | None => Refusal::Unknown,
+        let cost = Cost::of_request(&request.op);
+        let offered = match request.op {
+            // Who leads now is a question that costs nothing, and others wait for the answer.
+            Op::Locate { .. } => Offered::Now((client, request)),
+            _ => self.fair.offer(now, request.segment.volume, cost, (client, request)),
         };
+        match offered {
+            Offered::Now((client, request)) => self.begin_request(now, client, request),
+            Offered::Waits => {}
+            Offered::Full((client, request)) => self.refuse(client, &request, Refusal::Busy),
+        }
+        self.settle_given_back(now);
+    }
+
+    fn begin_request(&mut self, now: Time, client: ClientRef, request: Request) {
+        match self.slots.get(&request.segment) {
+            Some(Slot::Open(_)) => self.handle(now, request.segment, Input::Client { client, request }),
+            Some(Slot::Creating(_)) => self.refuse(client, &request, Refusal::Busy),
+            None if !self.serving => self.refuse(client, &request, Refusal::Busy),
+            Some(Slot::Dropping) | None => self.refuse(client, &request, Refusal::Unknown),
+        }
+    }
+
+    fn refuse(&mut self, client: ClientRef, request: &Request, refusal: Refusal) {
+        let Request { segment, session, request, .. } = *request;
         let outcome = Outcome::Refused(refusal);
-        let Request { segment, session, request, .. } = request;
         self.wires.client(client, Reply { segment, epoch: Epoch(0), session, request, outcome });
     }
 
@@ -373,10 +399,12 @@ impl<S: Store, W: Wires> Quay<S, W> {
     pub fn advance(&mut self, now: Time, events: &mut Vec<Event>) -> bool {
         /// Rounds before other tasks of the thread have their turn.
         const ROUNDS: usize = 8;
+        self.fair.begin_turn();
+        self.settle_given_back(now);
         for _ in 0..ROUNDS {
             self.store.poll(events);
             if events.is_empty() {
-                return false;
+                return self.fair.wants_turn(now);
             }
             for event in events.drain(..) {
                 self.on_event(now, event);
@@ -427,9 +455,16 @@ impl<S: Store, W: Wires> Quay<S, W> {
         }
         let mut alarm = Alarm::default();
         self.schedule.set(&mut alarm, segment, replica.wake_at());
-        let open = Open { birth: self.last_birth, incarnation, replica, peers: BTreeSet::new(), alarm };
+        let open = Open {
+            birth: self.last_birth,
+            incarnation,
+            replica,
+            peers: BTreeSet::new(),
+            alarm,
+            in_hand: Cost::default(),
+        };
         self.slots.insert(segment, Slot::Open(open));
-        self.run_what_it_says(segment, self.last_birth);
+        self.run_what_it_says(now, segment, self.last_birth);
     }
 
     /// Gives an input to a machine and runs what comes out.
@@ -437,22 +472,34 @@ impl<S: Store, W: Wires> Quay<S, W> {
         let Some(Slot::Open(open)) = self.slots.get_mut(&segment) else { return };
         open.replica.handle(now, input, &mut self.effects);
         self.schedule.set(&mut open.alarm, segment, open.replica.wake_at());
-        let birth = open.birth;
-        self.run_what_it_says(segment, birth);
+        let (birth, before) = (open.birth, std::mem::replace(&mut open.in_hand, open.replica.in_hand()));
+        let after = open.in_hand;
+        if after > before {
+            self.fair.began(now, segment.volume, Cost(after.0 - before.0));
+        } else if after < before {
+            self.fair.ended(now, segment.volume, Cost(before.0 - after.0));
+        }
+        self.run_what_it_says(now, segment, birth);
     }
 
-    fn run_what_it_says(&mut self, segment: SegmentId, birth: u64) {
+    fn run_what_it_says(&mut self, now: Time, segment: SegmentId, birth: u64) {
         // Lent out: what runs may make other machines speak.
         let mut effects = std::mem::take(&mut self.effects);
-        self.run_effects(segment, birth, effects.drain());
+        self.run_effects(now, segment, birth, effects.drain());
         self.effects = effects;
     }
 
     /// Hands back what effects produced, until there is no more. Ends, because only a bounded number of inputs makes
     /// more of them: each belongs to a request, a page or a write.
+    ///
+    /// What ends makes room for what waits: that begins here too.
     fn settle_given_back(&mut self, now: Time) {
-        while let Some((segment, input)) = self.given_back.pop_front() {
-            self.handle(now, segment, input);
+        loop {
+            while let Some((segment, input)) = self.given_back.pop_front() {
+                self.handle(now, segment, input);
+            }
+            let Some((client, request)) = self.fair.next(now) else { return };
+            self.begin_request(now, client, request);
         }
     }
 

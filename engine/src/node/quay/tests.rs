@@ -1,22 +1,30 @@
-//! What a quay says, and does not say, while its machines are not open yet.
+//! What a quay says, and does not say, while its machines are not open yet; how volumes share it.
 #![allow(clippy::unwrap_used)]
 
 use engine_core::config::Config;
-use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, Generation, Revision, VolumeId};
-use engine_core::limits::{EXTENT_SIZE, WAL_SIZE_MIN};
+use engine_core::ids::{
+    BlockIndex, BootCount, BootId, ClusterId, DeviceId, Generation, RequestId, Revision, Seq, Session, VolumeId,
+};
+use engine_core::limits::{EXTENT_SIZE, FAIR_IN_HAND, WAL_SIZE_MIN};
+use engine_core::message::Decision;
 use engine_core::openings::Openings;
+use engine_core::record::Change;
 
 use super::*;
 use crate::device::memory::{Disk, MemoryDevice};
 use crate::store::{self, Geometry, ShardStore, Superblock};
+use crate::wire::with_sums;
 
 const CLUSTER: ClusterId = ClusterId(7);
 const OWN: NodeId = NodeId(1);
 const NOW: Time = Time(1_000_000_000);
 
-/// Keeps what is said to the authority.
+/// When a copy that was alone from its beginning stands for election.
+const LATER: Time = Time(20_000_000_000);
+
+/// Keeps what is said to the authority, and to clients.
 #[derive(Default)]
-struct Said(Vec<ToAuthority>);
+struct Said(Vec<ToAuthority>, Vec<Reply>);
 
 impl Wires for Said {
     fn peer(&mut self, _: NodeId, _: Lane, _: PeerMessage) {}
@@ -25,7 +33,9 @@ impl Wires for Said {
         false
     }
 
-    fn client(&mut self, _: ClientRef, _: Reply) {}
+    fn client(&mut self, _: ClientRef, reply: Reply) {
+        self.1.push(reply);
+    }
 
     fn authority(&mut self, message: ToAuthority) {
         self.0.push(message);
@@ -110,4 +120,94 @@ fn nothing_is_confirmed_or_begun_before_the_machines_are_open() {
     drop(quay);
     let left: Vec<SegmentId> = start(&disk).replicas().iter().map(|replica| replica.segment).collect();
     assert_eq!(left, [other.segment], "it was dropped before it was said to be gone");
+}
+
+/// Makes this shard the only holder and the primary of a segment.
+fn lead(quay: &mut Shard, volume: u32) -> SegmentId {
+    let segment = SegmentId { volume: VolumeId(volume), index: 0 };
+    let alone = vec![OWN];
+    let config = Config {
+        segment,
+        primary: OWN,
+        members: alone.clone(),
+        electable: alone,
+        copies: 1,
+        extents: 64,
+        ..first_configuration(0)
+    };
+    hear(quay, FromAuthority::Create { config: config.clone() });
+    quay.tick(LATER);
+    run(quay);
+    let installed = Config { epoch: config.epoch.next(), ..config };
+    quay.authority_said(LATER, FromAuthority::Decisions(vec![Decision::Installed(installed)]));
+    run(quay);
+    assert!(quay.replica(segment).unwrap().is_serving());
+    segment
+}
+
+fn ask(quay: &mut Shard, segment: SegmentId, number: u64) {
+    let block = BlockIndex(u32::try_from(number).unwrap());
+    let blocks = with_sums(segment, block, vec![7; 4096].into());
+    let op = Op::Write(Change::Write { block, blocks });
+    let (generation, session, request) = (Generation(1), Session(1), RequestId(number));
+    let request = Request { segment, epoch: Epoch(2), generation, session, request, op };
+    quay.client_asks(LATER, ClientRef(u64::from(segment.volume.0)), request);
+}
+
+/// Lets the device finish one operation at a time until this segment is answered; gives how many others were before.
+fn answered_before(quay: &mut Shard, segment: SegmentId) -> usize {
+    quay.wires().1.clear();
+    quay.store_mut().device_mut().hold(true);
+    for _ in 0..10_000 {
+        while quay.advance(LATER, &mut Vec::new()) {}
+        let replies = &quay.wires().1;
+        if let Some(at) = replies.iter().position(|reply| reply.segment == segment) {
+            assert_eq!(replies[at].outcome, Outcome::Written);
+            return at;
+        }
+        quay.store_mut().device_mut().finish(0);
+    }
+    panic!("nobody answered {segment}");
+}
+
+#[test]
+fn two_hundred_and_fifty_six_waiting_requests_hold_up_a_neighbour_by_what_may_be_in_hand() {
+    let disk = blank();
+    let mut quay = start(&disk);
+    quay.serve(NOW, Span::ZERO);
+    let (busy, quiet) = (lead(&mut quay, 1), lead(&mut quay, 2));
+    ask(&mut quay, quiet, 1);
+    run(&mut quay);
+    assert_eq!(quay.wires().1.len(), 1);
+
+    quay.store_mut().device_mut().hold(true);
+    (1..=256).for_each(|number| ask(&mut quay, busy, number));
+    ask(&mut quay, quiet, 2);
+    let in_hand = usize::try_from(FAIR_IN_HAND / (2 * 4096)).unwrap();
+    let before = answered_before(&mut quay, quiet);
+    assert!(before <= in_hand, "{before} of the busy volume's writes went before");
+
+    // Every one of them is answered in the end, and nothing is left in hand.
+    quay.store_mut().device_mut().hold(false);
+    run(&mut quay);
+    assert_eq!(quay.wires().1.iter().filter(|reply| reply.segment == busy).count(), 256);
+    assert_eq!(quay.replica(busy).unwrap().in_hand(), Cost::default());
+}
+
+#[test]
+fn what_a_client_that_went_had_waiting_is_dropped() {
+    let disk = blank();
+    let mut quay = start(&disk);
+    quay.serve(NOW, Span::ZERO);
+    let (busy, quiet) = (lead(&mut quay, 1), lead(&mut quay, 2));
+    ask(&mut quay, quiet, 1);
+    run(&mut quay);
+    quay.store_mut().device_mut().hold(true);
+    (1..=256).for_each(|number| ask(&mut quay, busy, number));
+    // I2: its next session, elsewhere, says what of it still counts.
+    quay.client_gone(LATER, ClientRef(1));
+    quay.store_mut().device_mut().hold(false);
+    run(&mut quay);
+    let written = quay.replica(busy).unwrap().view().last;
+    assert_eq!(written, Seq(FAIR_IN_HAND / (2 * 4096)));
 }

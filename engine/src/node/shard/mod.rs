@@ -167,7 +167,8 @@ impl<S: Store> Shard<S> {
 
     /// Whether client requests should wait.
     pub(crate) fn is_congested(&mut self) -> bool {
-        self.quay.waiting() >= STORE_INFLIGHT_MAX
+        self.quay.is_full()
+            || self.quay.waiting() >= STORE_INFLIGHT_MAX
             || self.quay.wires().peers.values().any(|line| line.live.is_congested())
     }
 
