@@ -1,9 +1,7 @@
 //! Data that goes to fresh slabs before a record names them: large writes (the redirect path) and copies.
 //!
-//! Nothing points to such a slab yet, so its data is written once, where it will stay. The record that names it goes
-//! into the WAL when that is written, and the flush behind its batch makes both durable. Of a batch behind which no other
-//! lies the data may be missing: opening looks at it (`scan`). Copies are not acknowledged one by one: one flush, shared
-//! by all that was written meanwhile, then their records.
+//! Nothing points to such a slab yet, so its data is written once, where it will stay. One flush, shared by all that
+//! was written meanwhile, makes it durable; only then is the record queued, or let go, that names it (I4).
 
 use std::collections::HashMap;
 
@@ -32,10 +30,10 @@ enum Landing {
 pub(crate) struct Landings {
     jobs: HashMap<u64, (usize, Landing)>,
     next: u64,
-    /// Copies that are written, not flushed.
-    written: Vec<CopyJob>,
+    /// Written, not flushed.
+    written: Vec<Landing>,
     /// Being flushed.
-    flushing: Vec<CopyJob>,
+    flushing: Vec<Landing>,
     /// Slabs of persists that are queued.
     redirected: HashMap<u64, Vec<u32>>,
 }
@@ -47,20 +45,17 @@ impl Landings {
 
     /// Slabs nothing points to yet.
     pub(crate) fn slabs(&self) -> impl Iterator<Item = u32> + '_ {
-        self.copy_jobs().filter_map(|job| job.record.slab)
+        let copies = self.jobs.values().map(|(_, landing)| landing).chain(&self.written).chain(&self.flushing);
+        copies.filter_map(|landing| match landing {
+            Landing::Copy(job) => job.record.slab,
+            Landing::Persist(_) => None,
+        })
     }
 
     /// Copies under way.
     pub(crate) fn copies(&self) -> usize {
-        self.copy_jobs().count()
-    }
-
-    fn copy_jobs(&self) -> impl Iterator<Item = &CopyJob> {
-        let being_written = self.jobs.values().filter_map(|(_, landing)| match landing {
-            Landing::Copy(job) => Some(job.as_ref()),
-            Landing::Persist(_) => None,
-        });
-        being_written.chain(&self.written).chain(&self.flushing)
+        let all = self.jobs.values().map(|(_, landing)| landing).chain(&self.written).chain(&self.flushing);
+        all.filter(|landing| matches!(landing, Landing::Copy(_))).count()
     }
 }
 
@@ -100,15 +95,10 @@ impl<D: Device> ShardStore<D> {
         let len = EXTENT_SIZE as usize;
         for extent in first..end {
             let Some(slab) = self.slabs.take() else { break };
+            let from = at + (extent - first) as usize * len;
             write.slabs.push((ExtentIndex(extent), slab));
             self.landings.redirected.entry(id).or_default().push(slab);
-        }
-        // Slabs that lie together are written together.
-        let mut from = at;
-        for run in write.slabs.chunk_by(|(_, one), (_, next)| *next == one + 1) {
-            let to = from + run.len() * len;
-            self.land(id, || Landing::Persist(id), run[0].1, 0, write.data.slice(from..to));
-            from = to;
+            self.land(id, || Landing::Persist(id), slab, 0, write.data.slice(from..from + len));
         }
         #[allow(clippy::cast_possible_truncation)] // at most a few
         let behind = at + write.slabs.len() * len;
@@ -128,18 +118,16 @@ impl<D: Device> ShardStore<D> {
             && self.landings.jobs.len() < LANDING_INFLIGHT
     }
 
-    /// Writes blocks from this one of a slab on, also into the slabs behind it.
+    /// Writes blocks of a slab from `block` on.
     fn land(&mut self, id: u64, landing: impl FnOnce() -> Landing, slab: u32, block: u32, data: Bytes) {
         self.landings.jobs.entry(id).or_insert_with(|| (0, landing())).0 += 1;
         let offset = self.block_at(slab, block);
-        #[allow(clippy::cast_possible_truncation)] // a write is not longer than its segment
-        let end = slab + (block + (data.len() / BLOCK) as u32).div_ceil(EXTENT_BLOCKS);
         let operation = if is_aligned(&data) {
             Operation::WriteVectored { offset, buffer: None, pieces: vec![data], durable: false }
         } else {
             Operation::Write { offset, buffer: aligned(&[&data]), durable: false }
         };
-        self.submit(Purpose::Land { job: id, first: slab, end }, operation);
+        self.submit(Purpose::Land { job: id, slab }, operation);
     }
 
     /// Writes a copy's data. The runs are first block, and bytes.
@@ -158,14 +146,11 @@ impl<D: Device> ShardStore<D> {
         if *left == 0
             && let Some((_, landing)) = self.landings.jobs.remove(&id)
         {
-            match landing {
-                Landing::Persist(id) => self.wal.landed(id),
-                Landing::Copy(job) => self.landings.written.push(*job),
-            }
+            self.landings.written.push(landing);
         }
     }
 
-    /// One flush of copies at a time; what is written meanwhile goes with the next.
+    /// One flush at a time; what is written meanwhile goes with the next.
     pub(crate) fn flush_landings(&mut self) {
         if self.landings.flushing.is_empty() && !self.landings.written.is_empty() {
             self.landings.flushing = std::mem::take(&mut self.landings.written);
@@ -174,8 +159,11 @@ impl<D: Device> ShardStore<D> {
     }
 
     pub(crate) fn on_landings_flushed(&mut self) {
-        for job in std::mem::take(&mut self.landings.flushing) {
-            self.map_copy(job);
+        for landing in std::mem::take(&mut self.landings.flushing) {
+            match landing {
+                Landing::Persist(id) => self.wal.landed(id),
+                Landing::Copy(job) => self.map_copy(*job),
+            }
         }
     }
 

@@ -40,8 +40,8 @@ impl<D: Device> ShardStore<D> {
         };
         let queued = flight.items.iter().flat_map(|item| &item.records);
         let (buffer, pieces) = encode_batch(&header, moved.iter().chain(queued), flight.size);
-        let durable = is_durable() && !flight.has_landed();
         self.wal.flight = Some(flight);
+        let durable = is_durable();
         let operation = match in_place(pieces) {
             Ok(pieces) if pieces.is_empty() => Operation::Write { offset: position, buffer, durable },
             Ok(pieces) => Operation::WriteVectored { offset: position, buffer: Some(buffer), pieces, durable },
@@ -88,16 +88,6 @@ impl<D: Device> ShardStore<D> {
         // A checkpoint would free something: that comes first.
         let pinned = freed - self.wal.ring.tail < self.wal.ring.size / 32;
         pinned && (self.map.dirty == 0 || self.apply.passed > oldest)
-    }
-
-    /// The batch is written, and durable unless what it names is elsewhere: a durable write may say nothing of what was
-    /// written there before (a device may write through for it), a flush does.
-    pub(crate) fn on_batch_written(&mut self) {
-        if self.wal.flight.as_ref().is_some_and(Flight::has_landed) && is_durable() {
-            self.submit(Purpose::BatchFlushed, Operation::Flush);
-        } else {
-            self.on_batch();
-        }
     }
 
     /// The batch is durable: its records count now.

@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use engine_core::ids::{BlockIndex, ExtentIndex, SegmentId, Seq};
+use engine_core::limits::{EXTENT_BLOCKS, EXTENT_SIZE};
 use engine_core::record::{Record, Recovered, Standing};
 
 use super::entry::Kind;
@@ -23,7 +24,7 @@ use super::map::{Map, Replica, Source};
 use super::read::{BLOCK, block_sum};
 use super::report::{Place, Verdict};
 use super::roots::{RootFound, newest, read_roots};
-use super::scan::{Scan, read_landed};
+use super::scan::Scan;
 use super::shard::{Label, Parts, ShardStore};
 use super::slabs::{Slabs, Taken};
 use super::sums::SumStore;
@@ -316,7 +317,14 @@ fn conclude(
         let mut tail = Vec::new();
         for (seq, entry) in replica.tail() {
             let read = |extent: u32, slab: u32| {
-                read_landed(whole, region, *segment, entry, ExtentIndex(extent), slab).map(Bytes::from_owner)
+                let mut buffer = AlignedBuf::zeroed(usize::try_from(EXTENT_SIZE).ok()?);
+                whole.read_at(region.base + region.slab_at(slab), &mut buffer).ok()?;
+                let sound = |block: u32| {
+                    let content = &buffer[block as usize * BLOCK..][..BLOCK];
+                    let index = BlockIndex(extent * EXTENT_BLOCKS + block);
+                    entry.sum(index.0) == Some(block_sum(*segment, index, content))
+                };
+                (0..EXTENT_BLOCKS).all(sound).then(|| Bytes::from_owner(buffer))
             };
             let Some(entry) = entry.to_core(seq, read) else { break };
             tail.push(entry);

@@ -2,15 +2,12 @@
 //!
 //! Batches carry consecutive numbers and never a lower boot than the one before. One batch is in flight at a time, so a
 //! whole batch with the next number behind a place where one is not says that that one was durable once. The place is
-//! looked for as far as the longest batch reaches. Data a batch names in slabs became durable with it: where no other
-//! batch lies behind, and no checkpoint counts it, it is read.
+//! looked for as far as the longest batch reaches.
 
-use engine_core::ids::{BlockIndex, BootCount, ExtentIndex, SegmentId};
-use engine_core::limits::EXTENT_BLOCKS;
+use engine_core::ids::BootCount;
 
 use super::entry::{Kind, LogEntry, Write};
 use super::format::{BATCH_HEADER, BatchHeader, RootHeader, WalRecord, decode_batch, peek};
-use super::read::{BLOCK, block_sum};
 use super::shard::Label;
 use super::superblock::Region;
 use crate::device::WholeDevice;
@@ -33,8 +30,6 @@ pub(crate) struct Scan<'a, W> {
     whole: &'a mut W,
     region: &'a Region,
     label: &'a Label,
-    /// Batches below this number were durable when the checkpoint was taken.
-    durable_below: u64,
     /// Where the next batch should be.
     pub(crate) position: u64,
     boot: BootCount,
@@ -47,7 +42,7 @@ impl<'a, W: WholeDevice> Scan<'a, W> {
     pub(crate) fn new(whole: &'a mut W, region: &'a Region, label: &'a Label, from: &RootHeader) -> Self {
         let window = AlignedBuf::zeroed(4096);
         let (position, boot) = (from.position, from.boot);
-        Self { whole, region, label, durable_below: from.batch, position, boot, window, window_at: 0, window_len: 0 }
+        Self { whole, region, label, position, boot, window, window_at: 0, window_len: 0 }
     }
 
     /// `len` bytes of the ring at `at`, reading ahead. What cannot be read is `None`.
@@ -92,26 +87,14 @@ impl<'a, W: WholeDevice> Scan<'a, W> {
             let Ok(records) = decode_batch(&header, bytes) else { continue };
             let end = at + u64::from(header.len);
             // Data that does not match was never all written, unless something came behind it.
-            let doubtful = records.iter().any(|record| is_suspect(record) || names_slabs(record));
-            if doubtful && !self.is_followed(number, end) {
-                let looks = number >= self.durable_below && is_looked_at();
-                if records.iter().any(|record| is_suspect(record) || looks && !self.has_landed(record)) {
-                    return None;
-                }
+            if records.iter().any(is_suspect) && !self.is_followed(number, end) {
+                return None;
             }
             self.boot = header.boot;
             self.position = end;
             return Some(Found { boot: header.boot, position: at, cost: skipped + u64::from(header.len), records });
         }
         None
-    }
-
-    /// Whether the slabs it names hold what it says.
-    fn has_landed(&mut self, record: &WalRecord) -> bool {
-        let WalRecord::Entry { segment, entry, .. } = record else { return true };
-        let known = |slab: u32| slab < self.region.slabs;
-        let mut slabs = entry.slabs().iter().filter(|(_, slab)| known(*slab));
-        slabs.all(|(extent, slab)| read_landed(self.whole, self.region, *segment, entry, *extent, *slab).is_some())
     }
 
     fn is_followed(&mut self, number: u64, end: u64) -> bool {
@@ -125,37 +108,6 @@ impl<'a, W: WholeDevice> Scan<'a, W> {
         let mut places = behind.chain(0..reach.min(self.region.wal)).step_by(4096);
         places.find_map(|at| self.header_at(at).map(|header| header.number).filter(|later| *later > number))
     }
-}
-
-/// What a slab holds, if that is what the entry that names it for an extent says.
-pub(crate) fn read_landed(
-    whole: &mut impl WholeDevice,
-    region: &Region,
-    segment: SegmentId,
-    entry: &LogEntry,
-    extent: ExtentIndex,
-    slab: u32,
-) -> Option<AlignedBuf> {
-    let mut buffer = AlignedBuf::zeroed(EXTENT_BLOCKS as usize * BLOCK);
-    whole.read_at(region.base + region.slab_at(slab), &mut buffer).ok()?;
-    let is_sound = |(content, block): (&[u8], u32)| {
-        let index = BlockIndex(block);
-        entry.sum(block) == Some(block_sum(segment, index, content))
-    };
-    buffer.chunks(BLOCK).zip(extent.0 * EXTENT_BLOCKS..).all(is_sound).then_some(buffer)
-}
-
-fn names_slabs(record: &WalRecord) -> bool {
-    matches!(record, WalRecord::Entry { entry, .. } if !entry.slabs().is_empty())
-}
-
-/// Whether what the last batch says of slabs is looked at.
-fn is_looked_at() -> bool {
-    #[cfg(test)]
-    if super::tests::mistake(super::tests::Mistake::LandingBelieved) {
-        return false;
-    }
-    true
 }
 
 fn is_suspect(record: &WalRecord) -> bool {

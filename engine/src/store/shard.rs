@@ -3,7 +3,6 @@
 //! completions, and the trait.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 
 use engine_core::ids::{BlockIndex, BootCount, DeviceId, ExtentIndex, SegmentId, Seq};
 use engine_core::limits::EXTENT_BLOCKS;
@@ -32,15 +31,13 @@ const IDLE_POLLS: u32 = 50;
 pub(crate) enum Purpose {
     /// The WAL batch in flight.
     Batch,
-    /// The flush behind it, where it names data that went to slabs.
-    BatchFlushed,
     /// Part of a read job.
     Read { job: u64, part: usize, slab: u32 },
     /// A page of checksums, read.
     Page(u32),
     /// Data on its way to a slab nothing points to.
-    Land { job: u64, first: u32, end: u32 },
-    /// The flush behind copies.
+    Land { job: u64, slab: u32 },
+    /// The flush behind such data.
     Landed,
     /// A write of an apply job.
     Apply { job: u64, slab: u32 },
@@ -58,11 +55,10 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
-    const fn slabs(self) -> Range<u32> {
+    const fn slab(self) -> Option<u32> {
         match self {
-            Self::Read { slab, .. } | Self::Apply { slab, .. } => slab..slab + 1,
-            Self::Land { first, end, .. } => first..end,
-            _ => 0..0,
+            Self::Read { slab, .. } | Self::Land { slab, .. } | Self::Apply { slab, .. } => Some(slab),
+            _ => None,
         }
     }
 }
@@ -178,7 +174,9 @@ impl<D: Device> ShardStore<D> {
     pub(crate) fn submit(&mut self, purpose: Purpose, operation: Operation) {
         let tag = Tag(self.next_tag);
         self.next_tag += 1;
-        purpose.slabs().for_each(|slab| self.slabs.start(slab));
+        if let Some(slab) = purpose.slab() {
+            self.slabs.start(slab);
+        }
         self.flushes += u64::from(operation.is_flush());
         self.operations.insert(tag, purpose);
         self.device.submit(tag, operation);
@@ -195,14 +193,16 @@ impl<D: Device> ShardStore<D> {
     fn complete(&mut self, completion: Completion) {
         let Completion { tag, buffer, result } = completion;
         let Some(purpose) = self.operations.remove(&tag) else { return };
-        purpose.slabs().for_each(|slab| self.slabs.finish(slab));
+        if let Some(slab) = purpose.slab() {
+            self.slabs.finish(slab);
+        }
         if self.failed {
             return;
         }
         let doing = match purpose {
             Purpose::Read { job, part, .. } => return self.on_read(job, part, buffer.filter(|_| result.is_ok())),
             Purpose::Page(page) => return self.on_page(page, buffer.filter(|_| result.is_ok())),
-            Purpose::Batch | Purpose::BatchFlushed => "writing the WAL",
+            Purpose::Batch => "writing the WAL",
             Purpose::Land { .. } | Purpose::Landed => "writing data to its place",
             Purpose::Apply { .. } => "applying",
             _ => "writing a checkpoint",
@@ -211,8 +211,7 @@ impl<D: Device> ShardStore<D> {
             return self.fail(doing, &error);
         }
         match purpose {
-            Purpose::Batch => self.on_batch_written(),
-            Purpose::BatchFlushed => self.on_batch(),
+            Purpose::Batch => self.on_batch(),
             Purpose::Land { job, .. } => self.on_landed(job),
             Purpose::Landed => self.on_landings_flushed(),
             Purpose::Apply { job, .. } => self.on_applied(job),

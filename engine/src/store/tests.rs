@@ -43,8 +43,6 @@ pub(crate) enum Mistake {
     ChecksumIgnored,
     /// The ring is used again before the checkpoint that allows it is durable.
     FreedEarly,
-    /// What the last batch names in slabs is taken for written.
-    LandingBelieved,
 }
 
 /// Whether this mistake is to be made.

@@ -100,7 +100,7 @@ pub(crate) struct Queued {
     pub(crate) control: bool,
     /// Some of its data went to slabs of its own, under this number.
     pub(crate) landing: Option<u64>,
-    /// All of that is written. Until then it waits, and what its segment says next with it.
+    /// All of that is there. Until then it waits, and what its segment says next with it.
     pub(crate) landed: bool,
 }
 
@@ -115,7 +115,7 @@ impl Queued {
     }
 }
 
-/// A batch under way: being written, or written and being flushed.
+/// A batch under way.
 #[derive(Debug, Default)]
 pub(crate) struct Flight {
     pub(crate) number: u64,
@@ -125,13 +125,6 @@ pub(crate) struct Flight {
     /// Entries that are written again: in memory nothing changes but where they are.
     pub(crate) moved: Vec<(SegmentId, Seq)>,
     pub(crate) items: Vec<Queued>,
-}
-
-impl Flight {
-    /// Whether it names data that was written to slabs and is not durable yet.
-    pub(crate) fn has_landed(&self) -> bool {
-        self.items.iter().any(|item| item.landing.is_some())
-    }
 }
 
 /// The ring, what waits for it, and what is under way.
