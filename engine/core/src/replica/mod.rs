@@ -140,9 +140,8 @@ impl Replica {
         let durable = log.last();
         let random = Random::new(seed ^ crate::random::mix(segment.to_u64() ^ u64::from(node.0)));
         // I7: the earlier process may have given leases, also where nothing was written yet: what is written next would be
-        // missing in what they let a primary read. Where nobody else is electable, nobody else leads.
-        let alone = meta.config.members == [node] && meta.config.may_commit();
-        let granted = if alone { Granted::default() } else { Granted::forgotten(now) };
+        // missing in what they let a primary read. Also where nobody else is a member: somebody was, and led.
+        let granted = Granted::forgotten(now);
         let (links, early) = (BTreeMap::new(), VecDeque::new());
         let (writing_since, stopping, look) = (None, None, true);
         Self {
