@@ -257,13 +257,13 @@ impl Authority {
                 Decision::Denied(known, reason)
             }
             Verdict::Install(record, released) => {
-                let config = record.config.clone();
+                let (config, before) = (record.config.clone(), current.config.members.clone());
                 self.books.set_segment(segment, Some(record));
                 for node in released {
                     self.release(node, &config, effects);
                 }
                 self.permit_follows(now, &config, effects);
-                self.note_members(&config);
+                self.note_members(&config, &before);
                 Decision::Installed(config)
             }
         }

@@ -275,9 +275,10 @@ impl Authority {
         true
     }
 
-    /// A configuration says who holds a copy, before they say so themselves.
-    pub(super) fn note_members(&mut self, config: &Config) {
-        for node in &config.members {
+    /// A configuration says who holds a copy, before they say so themselves. Of whoever was a member `before` it says
+    /// nothing new: such a node may have said since that it holds nothing, or nothing to be trusted (I9).
+    pub(super) fn note_members(&mut self, config: &Config, before: &[NodeId]) {
+        for node in config.members.iter().filter(|node| !before.contains(node)) {
             let Some(presence) = self.presence.get_mut(node) else { continue };
             let first = || ReplicaReport {
                 segment: config.segment,

@@ -338,7 +338,7 @@ impl Authority {
                 });
                 let last = building.waiting.is_empty();
                 if let Some(config) = self.books.segments().get(&segment).map(|record| record.config.clone()) {
-                    self.note_members(&config);
+                    self.note_members(&config, &[]);
                 }
                 if last {
                     self.built(now, id, effects);
