@@ -267,6 +267,8 @@ impl Authority {
         match result {
             Ok(()) => {
                 let record = SegmentRecord { recovering: false, ..record.clone() };
+                // It begins a new life with what it has; what it said of the one before counts no more.
+                self.note_members(&record.config, &[]);
                 self.recovering.remove(&segment);
                 self.books.set_segment(segment, Some(record));
             }
