@@ -26,7 +26,7 @@ pub(crate) fn facts(config: &Config, standing: Standing, commit: u64) -> Replica
     }
 }
 
-fn holds(w: &mut World, node: NodeId, part: Vec<ReplicaReport>) {
+pub(crate) fn holds(w: &mut World, node: NodeId, part: Vec<ReplicaReport>) {
     w.say(node, ToAuthority::Replicas { part, last: true });
 }
 

@@ -7,8 +7,10 @@ use engine_core::ids::{BootCount, BootId, Epoch, NodeId, Revision};
 use engine_core::limits::{EXTENT_SIZE, NODE_SILENCE, PERMIT_TTL, PERMITS_PER_SOURCE, REVISION_EVERY};
 use engine_core::message::{Decision, FromAuthority, LeaseAsk, PermitAsk, Proposal, Registration, ToAuthority};
 use engine_core::openings::{Opening, Openings};
+use engine_core::record::Standing;
 use engine_core::time::{Span, Time};
 
+use crate::exits::{facts, holds};
 use crate::world::{World, registration, wish};
 
 /// Proposes `members` over the current configuration.
@@ -123,7 +125,9 @@ fn an_election_below_min_copies_waits_until_the_others_are_out_of_touch_also_aft
     w.leave(third.0);
     assert!(matches!(propose(&mut w, 0, new, &[new], &[]), Decision::Denied(..)), "heard a moment ago");
     w.restart();
-    w.back(registration(new.0));
+    w.register(registration(new.0));
+    let copy = facts(&w.segment(0), Standing::Member, 0);
+    holds(&mut w, new, vec![copy]);
     // One of three is no majority: a person has to say that this record is the newest (I11).
     let revision = Some(w.status().revision);
     let call = w.call(Call::AcceptOlder(AcceptOlder { revision, ..AcceptOlder::default() }));
