@@ -140,17 +140,13 @@ pub trait Store {
     fn damaged_blocks(&self) -> u64;
 
     /// Flushes the device was asked for since it was opened: durable writes, and flushes of what was written before.
-    fn flushes(&self) -> u64 {
-        0
-    }
+    fn flushes(&self) -> u64;
 
     /// What is in memory of the device is read anew when it is wanted, so that damage beneath it shows.
-    fn look_anew(&mut self) {}
+    fn look_anew(&mut self);
 
     /// What was found damaged when it was opened, blocks at home apart: roots, map pages, places in the WAL.
-    fn damaged_structures(&self) -> u64 {
-        0
-    }
+    fn damaged_structures(&self) -> u64;
 
     /// Starts what is queued, takes completions, does due background work, and gives events out. Never waits.
     fn poll(&mut self, events: &mut Vec<Event>);

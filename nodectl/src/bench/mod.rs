@@ -7,6 +7,7 @@ mod figure;
 mod fio;
 pub(crate) mod io;
 mod machine;
+mod rounds;
 mod store;
 
 use clap::Subcommand;

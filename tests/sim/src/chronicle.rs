@@ -157,6 +157,10 @@ impl<S: Store> Store for Watched<S> {
         self.inner.damaged_blocks()
     }
 
+    fn flushes(&self) -> u64 {
+        self.inner.flushes()
+    }
+
     fn look_anew(&mut self) {
         self.inner.look_anew();
     }

@@ -136,9 +136,10 @@ impl Authority {
     fn damage(&self) -> DamageCounts {
         let mut damage = DamageCounts::default();
         for presence in self.presence.values() {
-            damage.blocks += presence.report.corrupt_blocks;
-            damage.structures += presence.report.damaged_structures;
-            damage.mended_extents += presence.report.mended;
+            // Whatever a node says: a sum of it ends nothing.
+            damage.blocks = damage.blocks.saturating_add(presence.report.corrupt_blocks);
+            damage.structures = damage.structures.saturating_add(presence.report.damaged_structures);
+            damage.mended_extents = damage.mended_extents.saturating_add(presence.report.mended);
         }
         damage
     }

@@ -154,6 +154,16 @@ fn ask(quay: &mut Shard, segment: SegmentId, number: u64) {
     quay.client_asks(LATER, ClientRef(u64::from(segment.volume.0)), request);
 }
 
+/// A shard that leads a busy volume and a quiet one, which has asked for something just now.
+fn shared() -> (Shard, SegmentId, SegmentId) {
+    let mut quay = start(&blank());
+    quay.serve(NOW, Span::ZERO);
+    let (busy, quiet) = (lead(&mut quay, 1), lead(&mut quay, 2));
+    ask(&mut quay, quiet, 1);
+    run(&mut quay);
+    (quay, busy, quiet)
+}
+
 /// Lets the device finish one operation at a time until this segment is answered; gives how many others were before.
 fn answered_before(quay: &mut Shard, segment: SegmentId) -> usize {
     quay.wires().1.clear();
@@ -172,12 +182,7 @@ fn answered_before(quay: &mut Shard, segment: SegmentId) -> usize {
 
 #[test]
 fn two_hundred_and_fifty_six_waiting_requests_hold_up_a_neighbour_by_what_may_be_in_hand() {
-    let disk = blank();
-    let mut quay = start(&disk);
-    quay.serve(NOW, Span::ZERO);
-    let (busy, quiet) = (lead(&mut quay, 1), lead(&mut quay, 2));
-    ask(&mut quay, quiet, 1);
-    run(&mut quay);
+    let (mut quay, busy, quiet) = shared();
     assert_eq!(quay.wires().1.len(), 1);
 
     quay.store_mut().device_mut().hold(true);
@@ -196,12 +201,7 @@ fn two_hundred_and_fifty_six_waiting_requests_hold_up_a_neighbour_by_what_may_be
 
 #[test]
 fn what_a_client_that_went_had_waiting_is_dropped() {
-    let disk = blank();
-    let mut quay = start(&disk);
-    quay.serve(NOW, Span::ZERO);
-    let (busy, quiet) = (lead(&mut quay, 1), lead(&mut quay, 2));
-    ask(&mut quay, quiet, 1);
-    run(&mut quay);
+    let (mut quay, busy, _) = shared();
     quay.store_mut().device_mut().hold(true);
     (1..=256).for_each(|number| ask(&mut quay, busy, number));
     // I2: its next session, elsewhere, says what of it still counts.

@@ -1,7 +1,5 @@
 //! What was measured side by side, as one document.
 
-use std::fmt::Write as _;
-
 use serde::Serialize;
 
 use super::cases::Case;
@@ -9,8 +7,8 @@ use super::fleet::Load;
 use crate::bench::figure::{self, Figure, median};
 use crate::bench::fio::Bare;
 use crate::bench::machine::Machine;
+use crate::bench::rounds::Ran;
 use crate::output::Table;
-use crate::units;
 
 /// What it ran with.
 #[derive(Debug, Clone, Serialize)]
@@ -18,14 +16,8 @@ pub(super) struct Options {
     pub(super) nodes: u16,
     pub(super) copies: u16,
     pub(super) network: &'static str,
-    pub(super) size: u64,
-    pub(super) wal_size: u64,
-    pub(super) sustained_size: u64,
-    pub(super) sustained_wal_size: u64,
-    pub(super) rounds: u32,
-    pub(super) seconds: u32,
-    pub(super) sustained_seconds: u32,
-    pub(super) bare: String,
+    #[serde(flatten)]
+    pub(super) ran: Ran,
 }
 
 /// One case, round by round.
@@ -181,20 +173,10 @@ pub(super) fn table(report: &Report) -> String {
     let nbd = !rows.is_empty();
     rows.into_iter().for_each(|row| through.row(row));
     let through = if nbd { format!("\n\n{through}") } else { String::new() };
-    let Options { nodes, copies, network, size, wal_size, rounds, seconds, bare, .. } = &report.options;
-    let mut text =
-        format!("{table}{through}\n\nmedians of {rounds} rounds of {seconds} s, bare and cluster in turns\n");
-    let _ = writeln!(
-        text,
-        "cluster: {nodes} nodes, {copies} copies, {network}; volume {}, WAL {} per node; sustained: volume {}, WAL {}, {} s",
-        units::size(*size),
-        units::size(*wal_size),
-        units::size(report.options.sustained_size),
-        units::size(report.options.sustained_wal_size),
-        report.options.sustained_seconds,
-    );
-    let _ = write!(text, "bare: {bare}\n{}; {:.0} s", report.machine, report.seconds);
-    text
+    let Options { nodes, copies, network, ran } = &report.options;
+    let described = format!("{nodes} nodes, {copies} copies, {network}");
+    let ran = ran.text("cluster", &described, "volume", " per node");
+    format!("{table}{through}\n\n{ran}\n{}; {:.0} s", report.machine, report.seconds)
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! What was measured on the bare disk and on the store, as one document.
 
-use std::fmt::Write as _;
-
 use serde::Serialize;
 
 use super::cases::Case;
@@ -9,21 +7,15 @@ use super::subject::Run;
 use crate::bench::figure::{self, Figure, median};
 use crate::bench::fio::Bare;
 use crate::bench::machine::Machine;
+use crate::bench::rounds::Ran;
 use crate::output::Table;
-use crate::units;
 
 /// What it ran with.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Options {
-    pub(super) size: u64,
-    pub(super) wal_size: u64,
-    pub(super) sustained_size: u64,
-    pub(super) sustained_wal_size: u64,
-    pub(super) rounds: u32,
-    pub(super) seconds: u32,
-    pub(super) sustained_seconds: u32,
     pub(super) place: String,
-    pub(super) bare: String,
+    #[serde(flatten)]
+    pub(super) ran: Ran,
 }
 
 /// One case, round by round.
@@ -128,19 +120,9 @@ pub(super) fn table(report: &Report) -> String {
             row.verdict().to_owned(),
         ]);
     }
-    let Options { size, wal_size, rounds, seconds, place, bare, .. } = &report.options;
-    let mut text = format!("{table}\n\nmedians of {rounds} rounds of {seconds} s, bare and store in turns\n");
-    let _ = writeln!(
-        text,
-        "store: one shard, no network; set {}, WAL {}; sustained: set {}, WAL {}, {} s; {place}",
-        units::size(*size),
-        units::size(*wal_size),
-        units::size(report.options.sustained_size),
-        units::size(report.options.sustained_wal_size),
-        report.options.sustained_seconds,
-    );
-    let _ = write!(text, "bare: {bare}\n{}; {:.0} s", report.machine, report.seconds);
-    text
+    let Options { place, ran } = &report.options;
+    let ran = ran.text("store", &format!("one shard, no network, in {place}"), "set", "");
+    format!("{table}\n\n{ran}\n{}; {:.0} s", report.machine, report.seconds)
 }
 
 #[cfg(test)]
