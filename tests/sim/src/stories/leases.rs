@@ -15,6 +15,7 @@ told! {
     who_succeeds_a_primary_left_alone_waits_for_its_lease: 71,
     a_primary_left_alone_reads_on_in_touch_with_the_authority_and_not_without_it: 69,
     leases_given_before_a_restart_count_also_where_nothing_was_written: 72,
+    what_a_newcomer_gives_its_primary_covers_what_others_gave_before: 73,
     a_read_that_was_at_the_disk_while_others_led_is_not_answered: 61,
     a_backup_whose_device_hangs_is_left_out_by_its_prepare_deadline: 62,
     a_primary_whose_device_hangs_is_replaced: 63,
@@ -116,8 +117,12 @@ fn overtake(w: &mut World, left: NodeId, back: impl FnOnce(&mut World)) {
     }
     w.expect_done(Span::seconds(5));
     assert_eq!(w.data_from(left), answered, "the checker would notice, if the reader saw the past (I7)");
+}
+
+/// Everything is in touch again.
+fn mend(mut w: World) {
     w.heal();
-    expect_whole(w, Span::seconds(30));
+    expect_whole(&mut w, Span::seconds(30));
     w.verify();
 }
 
@@ -127,6 +132,7 @@ fn a_primary_left_alone_with_a_reader_is_not_believed_once_others_lead(seed: u64
         cut_off(w, left);
         backups.iter().for_each(|backup| assert!(w.start(*backup)));
     });
+    mend(w);
 }
 
 fn who_succeeds_a_primary_left_alone_waits_for_its_lease(seed: u64) {
@@ -147,6 +153,7 @@ fn who_succeeds_a_primary_left_alone_waits_for_its_lease(seed: u64) {
         }
         w.cut_authority(left);
     });
+    mend(w);
 }
 
 fn a_primary_left_alone_reads_on_in_touch_with_the_authority_and_not_without_it(seed: u64) {
@@ -185,6 +192,35 @@ fn leases_given_before_a_restart_count_also_where_nothing_was_written(seed: u64)
             assert!(w.start(*backup));
         }
     });
+    mend(w);
+}
+
+fn what_a_newcomer_gives_its_primary_covers_what_others_gave_before(seed: u64) {
+    let mut w = World::serving(seed, 3, 3, 1, 4);
+    let (segment, left, backups) = (w.segment(), w.primary(), w.backups());
+    let (first, newcomer) = (backups[0], backups[1]);
+    w.crash(newcomer, true);
+    w.load(64);
+    w.expect("it is left out", Span::seconds(10), |w| !w.config(segment).is_member(newcomer));
+    w.run(Span::seconds(1));
+    w.load = None;
+    w.expect_done(Span::seconds(5));
+    overtake(&mut w, left, |w| {
+        // Another member starts again, is told that the primary's process is gone, leads within the leases it gave, makes
+        // this one a member again, and dies: who leads next never heard of those leases.
+        w.cut_authority(left);
+        w.kill(first);
+        [first, newcomer].into_iter().for_each(|other| w.filter(left, other));
+        assert!(w.start(first) && w.start(newcomer));
+        let since = w.now;
+        w.expect("it is a member of another primary", Span::seconds(10), |w| {
+            w.primary() == first && w.config(segment).is_member(newcomer)
+        });
+        assert!(w.now.since(since) < LEASE, "too late to tell anything");
+        w.crash(first, true);
+    });
+    assert!(w.start(first));
+    mend(w);
 }
 
 fn a_read_that_was_at_the_disk_while_others_led_is_not_answered(seed: u64) {
