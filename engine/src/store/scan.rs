@@ -78,17 +78,22 @@ impl<'a, W: WholeDevice> Scan<'a, W> {
         (header.device == label.device && header.shard == label.shard && header.boot >= boot).then_some(header)
     }
 
-    /// The batch of this number, here or at the ring's begin.
+    /// The batch of this number, here or at the ring's begin. Where both hold one, the first was never whole: an earlier
+    /// process wrote it, and the next one wrote another of the same number, too long for the place.
     pub(crate) fn next_batch(&mut self, number: u64) -> Option<Found> {
         let skipped = self.region.wal - self.position;
-        for (at, skipped) in [(self.position, 0), (0, skipped)] {
-            let Some(header) = self.header_at(at).filter(|header| header.number == number) else { continue };
+        let places = [(self.position, 0), (0, skipped)];
+        let mut found: Vec<_> =
+            places.into_iter().filter_map(|(at, skipped)| Some((self.header_at(at)?, at, skipped))).collect();
+        found.retain(|(header, ..)| header.number == number);
+        found.sort_by_key(|(header, ..)| std::cmp::Reverse(header.boot));
+        for (header, at, skipped) in found {
             let Some(bytes) = self.bytes(at, u64::from(header.len)) else { continue };
             let Ok(records) = decode_batch(&header, bytes) else { continue };
             let end = at + u64::from(header.len);
             // Data that does not match was never all written, unless something came behind it.
-            if records.iter().any(is_suspect) && !self.is_followed(number, end) {
-                return None;
+            if records.iter().any(is_suspect) && !self.is_followed(&header, end) {
+                continue;
             }
             self.boot = header.boot;
             self.position = end;
@@ -97,8 +102,9 @@ impl<'a, W: WholeDevice> Scan<'a, W> {
         None
     }
 
-    fn is_followed(&mut self, number: u64, end: u64) -> bool {
-        [end, 0].into_iter().any(|at| self.header_at(at).is_some_and(|header| header.number == number + 1))
+    fn is_followed(&mut self, before: &BatchHeader, end: u64) -> bool {
+        let follows = |next: BatchHeader| next.number == before.number + 1 && next.boot >= before.boot;
+        [end, 0].into_iter().any(|at| self.header_at(at).is_some_and(follows))
     }
 
     /// The number of a later batch behind the one of this number, which is not whole: then that was durable once.

@@ -1,4 +1,4 @@
-//! A checkpoint that takes for ever while the ring fills: what it would free is not used before it counts.
+//! The ring used again: not before the checkpoint that frees a place counts, and past the end of it.
 use engine_core::random::Random;
 
 use super::*;
@@ -70,4 +70,50 @@ fn the_ring_is_not_used_again_before_the_checkpoint_that_frees_it_counts() {
     MISTAKE.set(None);
     std::panic::set_hook(hook);
     assert!(seen);
+}
+
+/// Everything that is in the log of the segment, by a store that has just been opened.
+fn tail(store: &mut ShardStore<MemoryDevice>) -> Vec<Seq> {
+    let found = store.take_recovered().pop().unwrap();
+    assert!(!found.damaged);
+    found.tail.iter().map(|entry| entry.seq).collect()
+}
+
+fn write_one(store: &mut ShardStore<MemoryDevice>, seq: u64, count: u32) {
+    store.persist(vec![prepare(segment(0), 0, write(segment(0), seq, 0, count, seq))], Ticket(seq));
+    run(store);
+}
+
+#[test]
+fn a_batch_at_the_rings_begin_counts_although_a_torn_one_of_its_number_lies_at_the_end() {
+    let disk = formatted(SIZE, WAL);
+    let mut store = open(&disk);
+    store.persist(vec![create(segment(0), EXTENTS)], Ticket(0));
+    run(&mut store);
+    // Up to where a short batch has a place before the ring's end, and a long one has none.
+    let mut seq = 0;
+    while store.wal.ring.size - store.wal.ring.head > 32 * 1024 {
+        seq += 1;
+        store.persist(vec![prepare(segment(0), seq - 1, write(segment(0), seq, 0, 2, seq))], Ticket(seq));
+        run(&mut store);
+        store.commit(segment(0), Seq(seq));
+    }
+    store.settle();
+    run(&mut store);
+    let durable = seq;
+    write_one(&mut store, seq + 1, 1);
+    let (end, base) = (store.wal.ring.head, store.region.base);
+    assert!(store.wal.ring.size - end < 32 * 1024, "there was a place");
+    drop(store);
+    // Its data never all arrived.
+    disk.flip(base + end - 100, 0);
+
+    let mut store = open(&disk);
+    assert!(!tail(&mut store).contains(&Seq(durable + 1)), "nobody was told that it is durable");
+    write_one(&mut store, durable + 1, 12);
+    assert!(store.wal.ring.head < end, "at the ring's begin");
+    write_one(&mut store, durable + 2, 1);
+    drop(store);
+    let mut store = open(&disk);
+    assert_eq!(tail(&mut store).last(), Some(&Seq(durable + 2)), "both were answered");
 }
