@@ -18,6 +18,10 @@ use super::buffer::AlignedBuf;
 use super::file::DeviceFile;
 use super::{Completion, Device, Operation, Tag};
 
+/// So many operations go to the device at once, although more may come in the same turn: it has something to do while the
+/// rest is prepared.
+const KICK_AT: usize = 4;
+
 /// A started operation.
 struct Running {
     tag: Tag,
@@ -218,6 +222,9 @@ impl Device for UringDevice {
             assert!(fits && offset.is_multiple_of(BLOCK_SIZE), "operation outside the region");
         }
         self.queue.push_back((tag, operation));
+        if self.queue.len() >= KICK_AT {
+            self.kick();
+        }
     }
 
     fn kick(&mut self) {
