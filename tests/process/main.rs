@@ -14,6 +14,7 @@ mod flipped;
 mod gateways;
 mod hosts;
 mod input;
+mod killed;
 mod nodes;
 mod stale;
 mod zones;
