@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use engine::authority::api::{
     AcceptOlder, AttachVolume, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo, RecoverVolume,
-    ReleaseCopies, ReplaceDevice, ResizeVolume, Status, VolumeInfo, VolumeMap,
+    ReleaseCopies, ReplaceDevice, ResizeVolume, SetVolume, Status, VolumeInfo, VolumeMap,
 };
 use engine_core::ids::{Generation, NodeId};
 use serde::Serialize;
@@ -131,6 +131,11 @@ impl Api {
     /// `POST /v1/volumes/{name}/resize`.
     pub(crate) fn resize(&self, name: &str, size: u64) -> Result<VolumeInfo, Failure> {
         self.post(&format!("volumes/{}/resize", checked(name)?), &ResizeVolume { size }, CHANGE_DEADLINE)
+    }
+
+    /// `POST /v1/volumes/{name}/set`.
+    pub(crate) fn set(&self, name: &str, wanted: SetVolume) -> Result<VolumeInfo, Failure> {
+        self.post(&format!("volumes/{}/set", checked(name)?), &wanted, CHANGE_DEADLINE)
     }
 
     /// `POST /v1/volumes/{name}/attach`: fences every older attachment off (I2).

@@ -7,10 +7,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engine::authority::api::VolumeMap;
+use engine::authority::api::{VolumeLimits, VolumeMap};
 use engine::client::{Options, Volume};
 use engine::gateway::{Export, ExportError};
-use engine_core::ids::NodeId;
+use engine_core::ids::{NodeId, VolumeId};
 
 use crate::failure::{Exit, Failure};
 use crate::http::Api;
@@ -98,8 +98,11 @@ pub(crate) fn client_name(what: &str) -> String {
 /// Opens an attached volume. Needs a `LocalSet`.
 pub(crate) fn open(api: &Api, map: &VolumeMap, io_limit: Option<Duration>) -> Reach {
     let (api, name) = (api.clone().with_deadline(REFRESH_LIMIT), map.name.clone());
-    let refresh: engine::client::Refresh = Rc::new(move || Box::pin(fresh_map(api.clone(), name.clone())));
-    let options = Options { name: client_name("client"), io_limit, refresh: Some(refresh) };
+    let (asked, named) = (api.clone(), name.clone());
+    let refresh: engine::client::Refresh = Rc::new(move || Box::pin(fresh_map(asked.clone(), named.clone())));
+    let id = map.volume;
+    let limits: engine::client::AskLimits = Rc::new(move || Box::pin(limits_of(api.clone(), name.clone(), id)));
+    let options = Options { name: client_name("client"), io_limit, refresh: Some(refresh), limits: Some(limits) };
     Reach::Native(Volume::open(map.clone(), options))
 }
 
@@ -108,6 +111,13 @@ async fn fresh_map(api: Api, name: String) -> Option<VolumeMap> {
     let (answer, asked) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || drop(answer.send(api.map(&name).ok())));
     asked.await.ok().flatten()
+}
+
+/// Asks likewise for the limits. A volume that only has the same name is another one.
+async fn limits_of(api: Api, name: String, volume: VolumeId) -> Option<VolumeLimits> {
+    let (answer, asked) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || drop(answer.send(api.volume(&name).ok())));
+    asked.await.ok().flatten().filter(|info| info.id == volume).map(|info| info.limits)
 }
 
 /// Attaches, runs a task on the volume, and detaches however the task ended.

@@ -1,7 +1,9 @@
 //! `nodectl volume`: volumes, made, changed, explained and deleted. Attaching is in `attach`.
 
 use clap::Subcommand;
-use engine::authority::api::{Consequences, CreateVolume, Explain, ExplainSegment, RecoverVolume, Spread, VolumeInfo};
+use engine::authority::api::{
+    Consequences, CreateVolume, Explain, ExplainSegment, RecoverVolume, SetVolume, Spread, VolumeInfo, VolumeLimits,
+};
 use engine_core::ids::NodeId;
 
 use crate::Global;
@@ -38,6 +40,8 @@ pub(crate) enum Volume {
         #[arg(long, value_parser = units::parse_size)]
         size: u64,
     },
+    /// Change a volume's limits. Who has it attached follows within 30 s, without attaching again.
+    Set(Set),
     /// Attach a volume here and serve it by NBD until SIGINT or SIGTERM. Any older attachment is fenced off.
     Attach(attach::Args),
     /// End whichever attachment the volume has; who used it is fenced off.
@@ -78,6 +82,20 @@ pub(crate) enum Over {
     Zone,
 }
 
+/// Arguments of `volume set`.
+#[derive(Debug, clap::Args)]
+#[group(id = "limits", required = true, multiple = true, args = ["iops", "mibps"])]
+pub(crate) struct Set {
+    /// Its name.
+    name: String,
+    /// Requests per second its client may make; 0 takes the limit away.
+    #[arg(long, value_name = "N")]
+    iops: Option<u32>,
+    /// MiB per second its client may read and write; 0 takes the limit away.
+    #[arg(long, value_name = "M")]
+    mibps: Option<u32>,
+}
+
 /// Arguments of `volume create`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Create {
@@ -101,6 +119,12 @@ pub(crate) struct Create {
     /// What copies are spread over [default: zone where there are as many zones as copies, else node].
     #[arg(long, value_enum)]
     spread: Option<Over>,
+    /// Requests per second its client may make, each of at most 1 MiB [default: any].
+    #[arg(long, value_name = "N")]
+    iops: Option<u32>,
+    /// MiB per second its client may read and write [default: any].
+    #[arg(long, value_name = "M")]
+    mibps: Option<u32>,
 }
 
 impl From<Create> for CreateVolume {
@@ -117,6 +141,8 @@ impl From<Create> for CreateVolume {
             segment_size: create.segment_size,
             zone: create.zone,
             spread,
+            iops: create.iops,
+            mibps: create.mibps,
         }
     }
 }
@@ -135,6 +161,7 @@ pub(crate) fn run(global: &Global, command: Volume) -> Result<(), Failure> {
             format.show(&api.delete(&name)?, |volume| format!("{} is deleted", volume.name))
         }
         Volume::Resize { name, size } => format.show(&api.resize(&name, size)?, detail),
+        Volume::Set(Set { name, iops, mibps }) => format.show(&api.set(&name, SetVolume { iops, mibps })?, detail),
         Volume::Attach(args) => attach::run(global, &args),
         Volume::Detach { name } => {
             format.show(&api.detach(&name, None)?, |volume| format!("{} is detached", volume.name))
@@ -166,7 +193,7 @@ pub(crate) fn consequences(consequences: &Consequences) -> String {
 
 fn table(volumes: &[VolumeInfo]) -> String {
     let mut table =
-        Table::new(["name", "size", "copies", "state", "segments", "full", "degraded", "stuck", "attached"]);
+        Table::new(["name", "size", "copies", "state", "segments", "full", "degraded", "stuck", "limits", "attached"]);
     for volume in volumes {
         table.row([
             volume.name.clone(),
@@ -177,10 +204,18 @@ fn table(volumes: &[VolumeInfo]) -> String {
             volume.segments.full.to_string(),
             volume.segments.degraded.to_string(),
             (volume.segments.read_only + volume.segments.stuck).to_string(),
+            limits(volume.limits),
             volume.attached.clone().unwrap_or_default(),
         ]);
     }
     table.to_string()
+}
+
+/// Such as `200 IOPS, 30 MiB/s`; nothing where there are none.
+fn limits(limits: VolumeLimits) -> String {
+    let iops = (limits.iops > 0).then(|| format!("{} IOPS", limits.iops));
+    let mibps = (limits.mibps > 0).then(|| format!("{} MiB/s", limits.mibps));
+    iops.into_iter().chain(mibps).collect::<Vec<_>>().join(", ")
 }
 
 fn detail(volume: &VolumeInfo) -> String {
@@ -198,6 +233,9 @@ fn detail(volume: &VolumeInfo) -> String {
     row("copies on another", spread.to_owned());
     if let Some(zone) = &volume.zone {
         row("kept in zone", zone.clone());
+    }
+    if !volume.limits.is_none() {
+        row("limited to", limits(volume.limits));
     }
     let attached = volume.attached.clone().unwrap_or_else(|| "nobody".to_owned());
     row("attached by", format!("{attached} (generation {})", volume.generation.0));

@@ -98,3 +98,43 @@ fn a_failover_is_measured_on_a_cluster_of_its_own() {
     // The same directory is somebody's now.
     crate::exits(5, &[&line[..], &["--dir", dir]].concat());
 }
+
+/// Requests begun in two seconds by somebody who always has the next ones ready.
+fn done_in_two_seconds(cluster: &TestCluster, volume: &str, more: &[&str]) -> u64 {
+    let mut args = vec!["bench", "io", volume, "--rw", "randwrite", "--seconds", "2", "--qd", "8"];
+    args.extend(more);
+    let bench = cluster.json(&args);
+    bench["ios"].as_u64().unwrap_or_else(|| panic!("{bench}"))
+}
+
+#[test]
+fn a_volume_keeps_to_its_limits_over_a_restart_and_through_a_gateway() {
+    let _turn = alone();
+    let cluster = TestCluster::start("limits", SMALL);
+    cluster.create("v", "64M", &["--iops", "200"]);
+    // What two seconds give, a burst, one request; what is under way when the time is over may be counted.
+    let most = 200 * 2 + 20 + 1 + 8;
+    let done = done_in_two_seconds(&cluster, "v", &[]);
+    assert!((100..=most).contains(&done), "{done}");
+
+    cluster.act("kill", "authority");
+    cluster.act("start", "authority");
+    cluster.wait_healthy();
+    assert_eq!(cluster.json(&["volume", "show", "v"])["limits"], serde_json::json!({"iops": 200, "mibps": 0}));
+    let mut gateway = cluster.attach("v");
+    let done = done_in_two_seconds(&cluster, "v", &["--nbd", &gateway.uri]);
+    assert!((100..=most).contains(&done), "{done}");
+    assert!(gateway.stop());
+
+    let said = cluster.refused(&["volume", "set", "v", "--mibps", "4000000000"], 2);
+    assert!(said.contains("1 to 1000000 MiB per second"), "{said}");
+    // 1 MiB a second: 256 blocks, and 25 of a burst.
+    let set = cluster.json(&["volume", "set", "v", "--iops", "0", "--mibps", "1"]);
+    assert_eq!(set["limits"], serde_json::json!({"iops": 0, "mibps": 1}));
+    let done = done_in_two_seconds(&cluster, "v", &[]);
+    assert!((2 * 128..=2 * 256 + 26 + 8).contains(&done), "{done}");
+
+    cluster.run(&["volume", "set", "v", "--mibps", "0"]);
+    let done = done_in_two_seconds(&cluster, "v", &[]);
+    assert!(done > 3 * most, "without limits: {done}");
+}

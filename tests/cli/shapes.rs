@@ -21,7 +21,8 @@ fn segments() -> Value {
 fn volume() -> Value {
     json!({
         "id": 7, "name": "v", "size": 4_u64 << 30, "segment_size": 1 << 30, "copies": 3, "min_copies": 2,
-        "spread": "zone", "zone": null, "state": "ready", "generation": 2, "attached": null, "segments": segments()
+        "spread": "zone", "zone": null, "state": "ready", "generation": 2, "attached": null, "limits": {"iops": 200, "mibps": 0},
+        "segments": segments()
     })
 }
 
@@ -45,6 +46,7 @@ fn volumes_and_nodes_come_as_the_api_says_them() {
     assert_eq!(shown(&volume(), &["volume", "delete", "v"]), volume());
     assert_eq!(shown(&volume(), &["volume", "delete", "v", "--dry-run"]), volume());
     assert_eq!(shown(&volume(), &["volume", "resize", "v", "--size", "8G"]), volume());
+    assert_eq!(shown(&volume(), &["volume", "set", "v", "--iops", "200"]), volume());
     assert_eq!(shown(&volume(), &["volume", "detach", "v"]), volume());
     let node = json!({
         "id": "n3", "zone": "a", "state": "up", "primary_addr": "127.0.0.1:1", "replication_addr": "127.0.0.1:2",
@@ -84,4 +86,5 @@ fn tables_are_for_people() {
     let url = stranger("200 OK", Some(volume().to_string()));
     let (stdout, _) = exits(0, &["--authority", &url, "volume", "show", "v"]);
     assert!(stdout.contains("4 GiB") && stdout.contains("3, at least 2 to write"), "{stdout}");
+    assert!(stdout.contains("200 IOPS"), "{stdout}");
 }

@@ -30,5 +30,6 @@ pub mod report;
 pub mod sabotage;
 pub mod schedule;
 pub mod scrub;
+pub mod throttle;
 pub mod time;
 pub mod wanted;

@@ -59,6 +59,17 @@ pub const CLIENT_INFLIGHT_MAX: usize = 256;
 pub const CLIENT_REQUESTS_MAX: usize = 4096;
 /// Bytes of writes a client holds for one volume; callers of further ones wait.
 pub const CLIENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Most requests per second a volume can be limited to; a higher limit is refused.
+pub const LIMIT_IOPS_MAX: u32 = 10_000_000;
+/// Most MiB per second a volume can be limited to; a higher limit is refused.
+pub const LIMIT_MIBPS_MAX: u32 = 1_000_000;
+/// What a limited volume's client may begin at once when it was idle: its rate for so long, or one request. More waits
+/// in the client, in order, within [`CLIENT_REQUESTS_MAX`] and [`CLIENT_BYTES_MAX`].
+pub const LIMIT_BURST: Span = Span::millis(100);
+/// Longest a request waits for its volume's limits behind nobody: for the largest one under the lowest limit.
+pub const LIMIT_WAIT_MAX: Span = Span::seconds(1);
+/// A client asks for its volume's limits again at least this often, while the authority answers.
+pub const LIMITS_EVERY: Span = Span::seconds(30);
 /// Damaged extents of one replica that are being fetched from another member, or wait for it; further ones are refused to
 /// readers and found again by the next read or scrub.
 pub const MENDS_MAX: usize = 256;
@@ -403,6 +414,7 @@ const _: () = assert!(NODES_MAX + HTTP_CONNECTIONS_MAX <= AUTHORITY_CONNECTIONS_
 const _: () = assert!(NODES_MAX <= LIST_MAX, "the list of nodes fits a message");
 const _: () = assert!(ALLOCATION_BLOCKS_MAX as usize <= LIST_MAX, "and the runs of one answer");
 const _: () = assert!(NODES_MAX * (2 * ADDRESS_BYTES_MAX + 16) <= FRAME_BODY_MAX, "and its frame");
+const _: () = assert!(REQUEST_BYTES_MAX <= 1 << 20, "one request is at most a second under 1 MiB per second");
 const _: () = assert!(CALL_LIMIT.0 < HTTP_DEADLINE.0, "the core's answer comes before the connection's end");
 const _: () = assert!(CREATES_INFLIGHT + RELEASES_INFLIGHT + FENCES_PER_ROUND < OUTBOX_MAX);
 const _: () = assert!(HEADROOM_PER_MILLE < 1000);

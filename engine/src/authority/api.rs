@@ -9,6 +9,7 @@
 //! | `POST /v1/volumes` [`CreateVolume`] | [`VolumeInfo`], when every replica exists |
 //! | `DELETE /v1/volumes/{name}` | [`VolumeInfo`] |
 //! | `POST /v1/volumes/{name}/resize` [`ResizeVolume`] | [`VolumeInfo`] |
+//! | `POST /v1/volumes/{name}/set` [`SetVolume`] | [`VolumeInfo`], with its new limits |
 //! | `POST /v1/volumes/{name}/attach` [`AttachVolume`] | [`VolumeMap`], when every older attachment is fenced (I2) |
 //! | `POST /v1/volumes/{name}/detach` [`DetachVolume`] | [`VolumeInfo`] |
 //! | `GET /v1/volumes/{name}/map` | [`VolumeMap`] |
@@ -25,6 +26,7 @@
 pub use engine_core::authority::document::{
     AcceptOlder, Address, AttachVolume, Cluster, Consequences, CreateVolume, DamageCounts, DetachVolume, ErrorBody,
     Explain, ExplainReplica, ExplainSegment, Health, NodeInfo, Quarantined, RecoverVolume, ReleaseCopies,
-    RemirrorCounts, ReplaceDevice, ResizeVolume, ScrubInfo, SegmentCounts, SegmentName, Spread, Status, VolumeInfo,
-    VolumeMap,
+    RemirrorCounts, ReplaceDevice, ResizeVolume, ScrubInfo, SegmentCounts, SegmentName, SetVolume, Spread, Status,
+    VolumeInfo, VolumeMap,
 };
+pub use engine_core::throttle::VolumeLimits;

@@ -19,7 +19,7 @@ use utoipa::OpenApi;
 
 use super::api::{
     AcceptOlder, AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo,
-    RecoverVolume, ReleaseCopies, ReplaceDevice, ResizeVolume, Status, VolumeInfo, VolumeMap,
+    RecoverVolume, ReleaseCopies, ReplaceDevice, ResizeVolume, SetVolume, Status, VolumeInfo, VolumeMap,
 };
 use super::desk::{Event, Outcome};
 use super::door::HttpDoor;
@@ -70,6 +70,7 @@ fn router(desk: Desk) -> Router {
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/volumes/{name}", get(volume).delete(delete_volume))
         .route("/v1/volumes/{name}/resize", post(resize_volume))
+        .route("/v1/volumes/{name}/set", post(set_volume))
         .route("/v1/volumes/{name}/attach", post(attach_volume))
         .route("/v1/volumes/{name}/detach", post(detach_volume))
         .route("/v1/volumes/{name}/map", get(volume_map))
@@ -99,6 +100,7 @@ fn router(desk: Desk) -> Router {
         volume,
         delete_volume,
         resize_volume,
+        set_volume,
         attach_volume,
         detach_volume,
         volume_map,
@@ -358,6 +360,23 @@ async fn delete_volume(State(desk): State<Desk>, name: Name) -> Handled {
 )]
 async fn resize_volume(State(desk): State<Desk>, name: Name, body: Body) -> Handled {
     answer(desk.ask(Call::Resize(named(name)?, parse::<ResizeVolume>(body)?)).await)
+}
+
+/// Changes a volume's limits. Who has it attached follows within half a minute.
+#[utoipa::path(
+    post,
+    path = "/v1/volumes/{name}/set",
+    params(("name" = String, Path, description = "the volume's name")),
+    request_body = SetVolume,
+    responses(
+        (status = 200, body = VolumeInfo),
+        (status = 400, body = ErrorBody),
+        (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody)
+    )
+)]
+async fn set_volume(State(desk): State<Desk>, name: Name, body: Body) -> Handled {
+    answer(desk.ask(Call::Set(named(name)?, parse::<SetVolume>(body)?)).await)
 }
 
 /// Attaches a volume: every older attachment is fenced off before this answers.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use engine_core::authority::records::Value as RecordValue;
 use engine_core::config::Config;
 use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, Epoch, NodeId, Revision, Seq};
 use engine_core::message::{
@@ -17,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use super::records::{Records, RedbRecords};
 use super::{Options, ServeError, serve};
 use crate::wire::{Hello, Inbound, Message, Network, Outbox, Who, WireError, dial};
 
@@ -441,6 +443,7 @@ async fn the_openapi_document_lists_every_path() {
         ("/v1/volumes", "get post"),
         ("/v1/volumes/{name}", "get delete"),
         ("/v1/volumes/{name}/resize", "post"),
+        ("/v1/volumes/{name}/set", "post"),
         ("/v1/volumes/{name}/attach", "post"),
         ("/v1/volumes/{name}/detach", "post"),
         ("/v1/volumes/{name}/map", "get"),
@@ -456,7 +459,7 @@ async fn the_openapi_document_lists_every_path() {
             assert!(paths[path].get(method).is_some(), "{method} {path}");
         }
     }
-    assert_eq!(paths.len(), 17);
+    assert_eq!(paths.len(), 18);
     let schemas = document["components"]["schemas"].as_object().unwrap();
     for name in ["Status", "VolumeInfo", "VolumeMap", "Config", "Layout", "Explain", "ErrorBody", "CreateVolume"] {
         assert!(schemas.contains_key(name), "{name}");
@@ -476,4 +479,33 @@ async fn two_authorities_on_one_directory_and_a_taken_port_are_clear_errors() {
     let taken = serve(taken, |_, _| {}, std::future::pending()).await.unwrap_err();
     assert!(taken.to_string().contains("can't listen on"), "{taken}");
     authority.stop().await;
+}
+
+#[tokio::test]
+async fn limits_are_set_over_http_and_a_record_without_them_has_none() {
+    let (_dir, first, _) = dirs();
+    let authority = Running::start(&first).await;
+    let mut nodes = three_nodes(&authority).await;
+    create(&authority, &mut nodes, "v").await;
+    let behaving: Vec<_> = nodes.into_iter().map(FakeNode::behave).collect();
+    let (status, body) = authority.post("/v1/volumes/v/set", json!({"iops": 200})).await;
+    assert_eq!((status, &body["limits"]), (200, &json!({"iops": 200, "mibps": 0})), "{body}");
+    let (status, body) = authority.post("/v1/volumes/v/set", json!({"mibps": 1_000_001})).await;
+    assert_eq!((status, &body["code"]), (400, &json!("invalid")), "{body}");
+    let (status, body) = authority.post("/v1/volumes/v/set", json!({"bandwidth": 1})).await;
+    assert_eq!((status, &body["code"]), (400, &json!("invalid")), "{body}");
+    let map = authority.get("/v1/volumes/v/map").await;
+    assert_eq!(map["limits"], json!({"iops": 200, "mibps": 0}));
+    for node in behaving {
+        node.abort();
+    }
+    authority.stop().await;
+
+    let records = RedbRecords::open(&first).unwrap().load().unwrap();
+    let volume = records.iter().find(|record| matches!(record.value, RecordValue::Volume(_))).unwrap();
+    let mut written = serde_json::to_value(&volume.value).unwrap();
+    let fields = written["volume"].as_object_mut().unwrap();
+    assert_eq!(fields.remove("limits"), Some(json!({"iops": 200, "mibps": 0})));
+    let RecordValue::Volume(read) = serde_json::from_value(written).unwrap() else { panic!("a volume") };
+    assert!(read.limits.is_none());
 }

@@ -2,11 +2,12 @@
 //!
 //! A [`Volume`] cuts what is asked into requests of one segment each, gives every block its checksum, and hands them
 //! to the segment's session (`engine_core::client`), which says what to send where; connections with the nodes are in
-//! `nodes`, what bytes become of blocks in `volume`, who may change which blocks at a time in `locks`. Everything of one
-//! volume runs on one thread, inside a `LocalSet`.
+//! `nodes`, what bytes become of blocks in `volume`, who may change which blocks at a time in `locks`, the volume's limits
+//! in `pace`. Everything of one volume runs on one thread, inside a `LocalSet`.
 
 mod locks;
 mod nodes;
+mod pace;
 mod volume;
 
 #[cfg(test)]
@@ -32,10 +33,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep};
 
-use crate::authority::api::{Address, VolumeMap};
+use crate::authority::api::{Address, VolumeLimits, VolumeMap};
 use crate::gateway::ExportError;
 use locks::{BlockLocks, Held};
 use nodes::{Latch, Node};
+use pace::Pace;
 
 pub use volume::Volume;
 
@@ -47,6 +49,9 @@ const REFRESH_EVERY: Duration = Duration::from_secs(1);
 /// Gets a fresh map from the authority; `None` when it cannot be had.
 pub type Refresh = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Option<VolumeMap>>>>>;
 
+/// Gets a volume's limits from the authority; `None` when they cannot be had.
+pub type AskLimits = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Option<VolumeLimits>>>>>;
+
 /// How a volume is used.
 #[derive(Clone, Default)]
 pub struct Options {
@@ -56,6 +61,8 @@ pub struct Options {
     pub io_limit: Option<Duration>,
     /// Asked when no member of a segment knows further, at most once a second.
     pub refresh: Option<Refresh>,
+    /// Asked now and then for the volume's limits, so that a change reaches whoever has it attached.
+    pub limits: Option<AskLimits>,
 }
 
 impl std::fmt::Debug for Options {
@@ -106,6 +113,7 @@ struct Shared {
     /// Room for requests and for blocks on their way (I15).
     requests: Arc<Semaphore>,
     blocks: Arc<Semaphore>,
+    pace: Pace,
     tokens: Cell<u64>,
     undecided: Cell<usize>,
     busy: Notify,
@@ -138,6 +146,7 @@ impl Shared {
             locks: Rc::default(),
             requests: Arc::new(Semaphore::new(CLIENT_REQUESTS_MAX)),
             blocks: Arc::new(Semaphore::new(CLIENT_BYTES_MAX / 4096)),
+            pace: Pace::new(map.limits),
             tokens: Cell::new(0),
             undecided: Cell::new(0),
             busy: Notify::new(),
@@ -148,6 +157,9 @@ impl Shared {
         });
         shared.know_nodes(map.nodes);
         spawn_local(tick(Rc::clone(&shared)));
+        if let Some(ask) = shared.options.limits.clone() {
+            spawn_local(pace::follow(Rc::clone(&shared), ask, random));
+        }
         shared
     }
 
@@ -206,6 +218,7 @@ impl Shared {
         let since = Instant::now();
         let one = Arc::clone(&self.requests).acquire_owned().await.map_err(|_| closed())?;
         let all = Arc::clone(&self.blocks).acquire_many_owned(blocks).await.map_err(|_| closed())?;
+        self.pass(u64::from(blocks) * BLOCK_SIZE).await;
         if self.over.is_set() {
             return Err(closed());
         }

@@ -177,6 +177,7 @@ impl Cluster {
             name: "v".into(),
             size: SIZE,
             generation: Generation(3),
+            limits: VolumeLimits::default(),
             layout,
             segments: configs,
             nodes: vec![],
@@ -510,5 +511,29 @@ fn a_long_queue_is_worked_off_within_its_bounds() {
         }
         assert_eq!(volume.read(77 * 4096, 4096).await.unwrap(), pattern(4096, 77));
         assert_eq!(volume.read(70 * MIB, MIB).await.unwrap(), pattern(MIB, 6));
+    });
+}
+
+#[test]
+fn a_limited_volume_begins_no_more_than_its_rate_and_in_order() {
+    story(async {
+        // Ten requests, or 25 blocks, fit the burst; each of the others takes its time.
+        for (limits, least) in [((100, 0), Duration::from_millis(299)), ((0, 1), Duration::from_millis(55))] {
+            let mut cluster = Cluster::new().await;
+            cluster.map.limits = VolumeLimits { iops: limits.0, mibps: limits.1 };
+            let volume = cluster.open();
+            let began = Instant::now();
+            let mut writes = JoinSet::new();
+            for block in 0..40 {
+                let volume = volume.clone();
+                writes.spawn_local(async move { volume.write(block * 4096, pattern(4096, block)).await.unwrap() });
+            }
+            while let Some(written) = writes.join_next().await {
+                written.unwrap();
+            }
+            assert!(began.elapsed() >= least, "{:?}", began.elapsed());
+            let seen: Vec<u32> = cluster.world.borrow().log.iter().map(|(_, block)| *block).collect();
+            assert_eq!(seen, (0..40).collect::<Vec<u32>>());
+        }
     });
 }

@@ -99,6 +99,8 @@ impl Story {
             segment_size: Some(SEGMENT_SIZE),
             zone: None,
             spread: Some(spread),
+            iops: None,
+            mibps: None,
         };
         let volume = Api::new(self.api.base(), None).create(&wanted)?;
         let segments = volume.segments.total;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use engine::authority::api::VolumeMap;
+use engine::authority::api::{VolumeLimits, VolumeMap};
 use engine::gateway::{Export, ExportError};
 use engine_core::config::Config;
 use engine_core::ids::{ClusterId, Epoch, Generation, Incarnation, NodeId, SegmentId, VolumeId};
@@ -62,6 +62,7 @@ impl Memory {
             name: "m".to_owned(),
             size: SIZE,
             generation: Generation(1),
+            limits: VolumeLimits::default(),
             layout: self.layout.clone(),
             segments: (0..self.layout.segments()).map(config).collect(),
             nodes: Vec::new(),

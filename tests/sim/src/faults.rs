@@ -54,6 +54,8 @@ impl World {
             segment_size: Some(64 * MIB),
             zone: None,
             spread: Some(if shape.spread_zone { Spread::Zone } else { Spread::Node }),
+            iops: None,
+            mibps: None,
         };
         self.call(Call::Create(request), Span::seconds(30)).expect("created");
     }
@@ -78,6 +80,8 @@ impl World {
             segment_size: Some(512 * MIB),
             zone: None,
             spread: Some(Spread::Node),
+            iops: None,
+            mibps: None,
         };
         let call = self.ask(Call::Create(request));
         self.filling.push(call);

@@ -358,6 +358,8 @@ impl World {
             segment_size: Some(EXTENTS * EXTENT_SIZE),
             zone: None,
             spread: Some(Spread::Node),
+            iops: None,
+            mibps: None,
         };
         let before = self.created;
         self.tell(Input::Call { call: CallId(volume), request: Call::Create(request) });

@@ -237,7 +237,7 @@ impl Authority {
         let ahead: Vec<String> = ahead.map(|(node, presence)| format!("{node} (saw {})", presence.seen.0)).collect();
         let who = if ahead.is_empty() { "nobody saw a higher one".into() } else { ahead.join(", ") };
         let mut lines = vec![format!(
-            "whatever was changed after revision {} and no node can tell: names, sizes, deletions, attachments; {who}",
+            "whatever was changed after revision {} and no node can tell: names, sizes, limits, deletions, attachments; {who}",
             own.0
         )];
         let mut unknown: BTreeMap<VolumeId, (BTreeSet<NodeId>, BTreeSet<u32>)> = BTreeMap::new();

@@ -222,6 +222,7 @@ impl Authority {
             name: record.name.clone(),
             size: record.layout.bytes(),
             generation: record.generation,
+            limits: record.limits,
             layout: record.layout.clone(),
             segments,
             nodes: self.addresses().into_iter().filter(|a| named.contains(&a.node)).map(Into::into).collect(),

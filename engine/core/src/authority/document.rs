@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::ids::{ClusterId, Generation, NodeId, Revision, SegmentId, VolumeId};
 use crate::layout::Layout;
+use crate::throttle::VolumeLimits;
 
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -229,6 +230,25 @@ pub struct CreateVolume {
     /// Default: zone where there are as many zones as copies, else node.
     #[serde(default)]
     pub spread: Option<Spread>,
+    /// Requests per second its client may make; default 0: any.
+    #[serde(default)]
+    pub iops: Option<u32>,
+    /// MiB per second its client may read and write; default 0: any.
+    #[serde(default)]
+    pub mibps: Option<u32>,
+}
+
+/// `POST /v1/volumes/{name}/set`: what is absent stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SetVolume {
+    /// Requests per second its client may make; 0: any.
+    #[serde(default)]
+    pub iops: Option<u32>,
+    /// MiB per second its client may read and write; 0: any.
+    #[serde(default)]
+    pub mibps: Option<u32>,
 }
 
 /// `POST /v1/volumes/{name}/resize`.
@@ -285,6 +305,9 @@ pub struct VolumeInfo {
     pub generation: Generation,
     /// Who is attached, if anybody.
     pub attached: Option<String>,
+    /// What its client holds itself to.
+    #[serde(default)]
+    pub limits: VolumeLimits,
     /// Its segments by condition.
     pub segments: SegmentCounts,
 }
@@ -317,6 +340,9 @@ pub struct VolumeMap {
     pub size: u64,
     /// The attachment (after `attach`: the caller's own).
     pub generation: Generation,
+    /// What its client holds itself to.
+    #[serde(default)]
+    pub limits: VolumeLimits,
     /// Address to segment.
     pub layout: Layout,
     /// Configuration of each segment, by index.

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 
 use super::document::{
     AcceptOlder, AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, Explain, NodeInfo, RecoverVolume,
-    ReleaseCopies, ReplaceDevice, ResizeVolume, Status, VolumeInfo, VolumeMap,
+    ReleaseCopies, ReplaceDevice, ResizeVolume, SetVolume, Status, VolumeInfo, VolumeMap,
 };
 use super::records::RecordChange;
 use crate::ids::{BootId, NodeId};
@@ -76,6 +76,8 @@ pub enum Call {
     Delete(String),
     /// Grow a volume.
     Resize(String, ResizeVolume),
+    /// Change a volume's limits.
+    Set(String, SetVolume),
     /// Attach a volume.
     Attach(String, AttachVolume),
     /// Detach a volume.
@@ -109,7 +111,7 @@ pub enum Answer {
     Node(Box<NodeInfo>),
     /// To `Volumes`.
     Volumes(Vec<VolumeInfo>),
-    /// To `Volume`, `Create`, `Delete`, `Resize`, `Detach`.
+    /// To `Volume`, `Create`, `Delete`, `Resize`, `Set`, `Detach`.
     Volume(Box<VolumeInfo>),
     /// To `Attach`, `Map`.
     Map(Box<VolumeMap>),

@@ -25,6 +25,7 @@ mod recover;
 mod registry;
 mod release;
 mod standstill;
+mod throttle;
 mod volumes;
 
 use alloc::boxed::Box;
@@ -152,6 +153,7 @@ impl Authority {
             Call::Create(request) => self.on_create(now, call, &request, effects),
             Call::Delete(name) => self.on_delete(now, call, &name, effects),
             Call::Resize(name, request) => self.on_resize(now, call, &name, &request, effects),
+            Call::Set(name, request) => self.on_set(now, call, &name, request, effects),
             Call::Attach(name, request) => self.on_attach(now, call, &name, &request, effects),
             Call::Detach(name, request) => self.on_detach(now, call, &name, &request, effects),
             Call::Recover(name, request) => self.on_recover(now, call, &name, &request, effects),

@@ -18,6 +18,7 @@ use crate::ids::{
     BootCount, BootId, ClusterId, DeviceId, Generation, Incarnation, NodeId, Revision, SegmentId, VolumeId,
 };
 use crate::layout::Layout;
+use crate::throttle::VolumeLimits;
 
 /// Name of a record.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -165,6 +166,9 @@ pub struct VolumeRecord {
     pub generation: Generation,
     /// Who is attached, for people.
     pub attached: Option<String>,
+    /// What its client holds itself to.
+    #[serde(default)]
+    pub limits: VolumeLimits,
     /// Incarnation of the next segments made: higher than that of any that was rolled back.
     pub life: Incarnation,
 }

@@ -201,6 +201,7 @@ impl Authority {
             state: state.into(),
             generation: record.generation,
             attached: record.attached.clone(),
+            limits: record.limits,
             segments,
         }
     }

@@ -14,7 +14,7 @@ use super::document::{CreateVolume, ResizeVolume, Spread};
 use super::io::{Answer, CallError, CallId, Effects, ErrorCode};
 use super::placement::{Need, Purpose, Room, Size, choose};
 use super::records::{SegmentRecord, VolumeRecord, VolumeState};
-use super::{Authority, names};
+use super::{Authority, names, throttle};
 use crate::config::Config;
 use crate::ids::{Epoch, Generation, Incarnation, NodeId, SegmentId, VolumeId};
 use crate::layout::Layout;
@@ -24,6 +24,7 @@ use crate::limits::{
 };
 use crate::message::FromAuthority;
 use crate::random::mix;
+use crate::throttle::VolumeLimits;
 use crate::time::Time;
 
 /// Replicas of a volume being made.
@@ -120,6 +121,7 @@ fn plan(request: &CreateVolume, zones: usize) -> Result<VolumeRecord, CallError>
         growing: None,
         generation: Generation(0),
         attached: None,
+        limits: throttle::limits(VolumeLimits::default(), request.iops, request.mibps)?,
         life: Incarnation(1),
     })
 }

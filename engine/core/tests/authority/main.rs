@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod exits;
+mod limits;
 mod proposals;
 mod revision;
 mod stories;

@@ -274,5 +274,7 @@ pub(crate) fn wish(name: &str, size: u64) -> CreateVolume {
         segment_size: Some(64 << 20),
         zone: None,
         spread: None,
+        iops: None,
+        mibps: None,
     }
 }

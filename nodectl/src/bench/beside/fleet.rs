@@ -82,6 +82,8 @@ impl Fleet {
             segment_size: None,
             zone: None,
             spread: Some(Spread::Node),
+            iops: None,
+            mibps: None,
         })?;
         fleet.fill(size)?;
         fleet.quiet();

@@ -189,6 +189,8 @@ impl Run {
             segment_size: Some(SIZE),
             zone: None,
             spread: Some(spread),
+            iops: None,
+            mibps: None,
         })?;
         self.whole()?;
         api.attach(VOLUME, &reach::client_name("failover"))
