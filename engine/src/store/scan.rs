@@ -78,16 +78,13 @@ impl<'a, W: WholeDevice> Scan<'a, W> {
         (header.device == label.device && header.shard == label.shard && header.boot >= boot).then_some(header)
     }
 
-    /// The batch of this number, here or at the ring's begin. Where both hold one, the first was never whole: an earlier
-    /// process wrote it, and the next one wrote another of the same number, too long for the place.
+    /// The batch of this number, here or at the ring's begin. Where both hold one, the one here was never whole: an
+    /// earlier process wrote it, and the next one wrote another of the same number, too long for the place.
     pub(crate) fn next_batch(&mut self, number: u64) -> Option<Found> {
         let skipped = self.region.wal - self.position;
-        let places = [(self.position, 0), (0, skipped)];
-        let mut found: Vec<_> =
-            places.into_iter().filter_map(|(at, skipped)| Some((self.header_at(at)?, at, skipped))).collect();
-        found.retain(|(header, ..)| header.number == number);
-        found.sort_by_key(|(header, ..)| std::cmp::Reverse(header.boot));
-        for (header, at, skipped) in found {
+        // The second place is looked at only where the first has nothing: that moves the window.
+        for (at, skipped) in [(self.position, 0), (0, skipped)] {
+            let Some(header) = self.header_at(at).filter(|header| header.number == number) else { continue };
             let Some(bytes) = self.bytes(at, u64::from(header.len)) else { continue };
             let Ok(records) = decode_batch(&header, bytes) else { continue };
             let end = at + u64::from(header.len);
