@@ -5,8 +5,9 @@
 //! from the moment it asked and subtracts the stated drift; the granter counts from the moment it answered: the holder's
 //! end always comes first. Write safety never depends on any of this.
 //!
-//! Who becomes a member later knows nothing of leases given before. It need not: an answer to its primary made it one,
-//! and the lease in that answer ends after all that was given before that primary was elected.
+//! Who becomes a member later knows nothing of leases given before. It need not: it stands for nothing before it knows
+//! that it is one. Its primary tells it, and the lease in its answer ends after all that was given before that primary was
+//! elected; or somebody else does, and then it counts with the longest lease there can be.
 //!
 //! Below `min_copies` whoever is electable and no member can elect another primary without asking a member. So such a
 //! primary needs a lease of the authority too: its word that the configuration is still the one at work. The authority

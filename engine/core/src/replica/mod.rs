@@ -337,8 +337,10 @@ impl Replica {
         if config.primary == self.node && config.is_member(self.node) && self.is_trusted() {
             return self.begin(now, config, crate::limits::LEASE, effects);
         }
-        if !epoch::is_next(&config, &self.meta.config) || !self.meta.config.may_commit() {
-            // I7: in between, or until now, somebody may have led below min_copies, needing no lease of this member.
+        let old = &self.meta.config;
+        if !epoch::is_next(&config, old) || !old.may_commit() || !old.is_member(self.node) {
+            // I7: in between, or until now, somebody may have led below min_copies, or before this one was a member, needing
+            // no lease of it.
             self.granted.suppose(now);
         }
         let stays = config.is_member(self.node) || config.is_candidate(self.node);
