@@ -40,7 +40,7 @@ pub(crate) enum Volume {
         #[arg(long, value_parser = units::parse_size)]
         size: u64,
     },
-    /// Change a volume's limits. Who has it attached follows within 30 s, without attaching again.
+    /// Change a volume's limits. Who has it attached follows within about 30 s, without attaching again.
     Set(Set),
     /// Attach a volume here and serve it by NBD until SIGINT or SIGTERM. Any older attachment is fenced off.
     Attach(attach::Args),

@@ -68,7 +68,7 @@ pub const LIMIT_MIBPS_MAX: u32 = 1_000_000;
 pub const LIMIT_BURST: Span = Span::millis(100);
 /// Longest a request waits for its volume's limits behind nobody: for the largest one under the lowest limit.
 pub const LIMIT_WAIT_MAX: Span = Span::seconds(1);
-/// A client asks for its volume's limits again at least this often, while the authority answers.
+/// A client asks for its volume's limits again about this often, while the authority answers.
 pub const LIMITS_EVERY: Span = Span::seconds(30);
 /// Damaged extents of one replica that are being fetched from another member, or wait for it; further ones are refused to
 /// readers and found again by the next read or scrub.

@@ -149,13 +149,18 @@ impl Throttle {
         self.bytes.set(u64::from(limits.mibps) << 20);
     }
 
-    /// Lets one request with so many bytes of data in: it may begin at the time given, which may be `now`.
-    pub fn admit(&mut self, now: Time, bytes: u64) -> Time {
-        let begins = self.requests.opens(now, 1).max(self.bytes.opens(now, bytes)).max(self.latest);
+    /// When a request with so many bytes of data may begin, which may be `now`. Nothing is counted yet: whoever waits for
+    /// it may give up.
+    #[must_use]
+    pub fn opens(&self, now: Time, bytes: u64) -> Time {
+        self.requests.opens(now, 1).max(self.bytes.opens(now, bytes)).max(self.latest)
+    }
+
+    /// It begins, at the time that was given for it.
+    pub fn take(&mut self, begins: Time, bytes: u64) {
         self.requests.take(begins, 1);
         self.bytes.take(begins, bytes);
         self.latest = begins;
-        begins
     }
 }
 

@@ -362,7 +362,7 @@ async fn resize_volume(State(desk): State<Desk>, name: Name, body: Body) -> Hand
     answer(desk.ask(Call::Resize(named(name)?, parse::<ResizeVolume>(body)?)).await)
 }
 
-/// Changes a volume's limits. Who has it attached follows within half a minute.
+/// Changes a volume's limits. Who has it attached follows within about half a minute.
 #[utoipa::path(
     post,
     path = "/v1/volumes/{name}/set",

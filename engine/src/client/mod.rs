@@ -118,7 +118,7 @@ struct Shared {
     undecided: Cell<usize>,
     busy: Notify,
     refreshing: Cell<bool>,
-    fenced: Cell<bool>,
+    fenced: Latch,
     over: Latch,
     stats: Cell<Stats>,
 }
@@ -151,7 +151,7 @@ impl Shared {
             undecided: Cell::new(0),
             busy: Notify::new(),
             refreshing: Cell::new(false),
-            fenced: Cell::new(false),
+            fenced: Latch::default(),
             over: Latch::default(),
             stats: Cell::default(),
         });
@@ -294,7 +294,8 @@ impl Shared {
     }
 
     fn fence(self: &Rc<Self>, generation: Generation) {
-        if !self.fenced.replace(true) {
+        if !self.fenced.is_set() {
+            self.fenced.set();
             tracing::warn!(%generation, "fenced: a newer attachment of this volume exists");
             self.feed_all(&Input::Fenced(generation));
         }

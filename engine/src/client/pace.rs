@@ -4,9 +4,10 @@
 //! core's throttle lets it begin (`engine_core::throttle`). Without limits nobody stops there.
 //!
 //! Invariants:
-//! - Requests leave in the order in which they got room, with limits, without, and while these change.
+//! - Requests leave in the order in which they came here, with limits, without, and while these change.
 //! - What waits has room already, so it is bounded like everything a client holds (I15).
-//! - Whoever gives up waiting, or closes the volume, holds up nobody behind.
+//! - Whoever gives up waiting holds up nobody behind and is not counted. Of a volume that is closed or fenced nobody
+//!   waits.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -55,17 +56,21 @@ impl Shared {
         }
         // Never closed; and without a place there would be nothing to wait for.
         let _place = self.pace.turnstile.acquire().await;
-        if self.over.is_set() {
+        // What fails in any case does so at once.
+        if self.over.is_set() || self.fenced.is_set() {
             return;
         }
         let now = self.now();
-        let begins = self.pace.throttle.borrow_mut().admit(now, bytes);
+        let begins = self.pace.throttle.borrow().opens(now, bytes);
         if begins > now {
             tokio::select! {
-                () = self.ended() => {}
+                () = self.ended() => return,
+                () = self.fenced.wait() => return,
                 () = sleep(Duration::from_nanos(begins.since(now).0)) => {}
             }
         }
+        // Only now: whoever gave up while waiting has cost nobody anything.
+        self.pace.throttle.borrow_mut().take(begins, bytes);
     }
 }
 
@@ -155,21 +160,26 @@ mod tests {
     }
 
     #[test]
-    fn who_gives_up_and_a_volume_that_closes_hold_up_nobody() {
-        story(async {
-            let (shared, log, began) = (open(VolumeLimits { iops: 1, mibps: 0 }, None), Log::default(), Instant::now());
-            send(&shared, &log, began, 0);
-            yield_now().await;
-            for _ in 0..2 {
-                tokio::time::timeout(Duration::from_millis(10), shared.pass(4096)).await.unwrap_err();
-            }
-            for who in 1..100 {
-                send(&shared, &log, began, who);
-            }
-            sleep(Duration::from_millis(100)).await;
-            shared.close();
-            sleep(Duration::from_millis(100)).await;
-            assert_eq!(log.borrow().len(), 100);
+    fn who_gives_up_and_a_volume_that_closes_or_is_fenced_hold_up_nobody() {
+        let ends: [fn(&Rc<Shared>); 2] = [|shared| shared.close(), |shared| shared.fence(Generation(2))];
+        ends.into_iter().for_each(|end| {
+            story(async {
+                let (shared, log, began) =
+                    (open(VolumeLimits { iops: 1, mibps: 0 }, None), Log::default(), Instant::now());
+                send(&shared, &log, began, 0);
+                yield_now().await;
+                for _ in 0..50 {
+                    tokio::time::timeout(Duration::from_millis(10), shared.pass(4096)).await.unwrap_err();
+                }
+                for who in 1..100 {
+                    send(&shared, &log, began, who);
+                }
+                sleep(Duration::from_millis(600)).await;
+                assert_eq!(*log.borrow(), [(0, 0), (1, 1)], "as if nobody had given up");
+                end(&shared);
+                sleep(Duration::from_millis(100)).await;
+                assert_eq!(log.borrow().len(), 100);
+            })
         });
     }
 

@@ -356,7 +356,7 @@ impl Export for Volume {
     }
 
     fn is_fenced(&self) -> bool {
-        self.0.shared.fenced.get()
+        self.0.shared.fenced.is_set()
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct Rounds {
     /// Only cases whose name contains this.
     #[arg(long)]
     only: Option<String>,
-    /// Where to put it; must be new [default: a temporary directory]. Removed afterwards.
+    /// Where to put it; must be new [default: a temporary directory]. Removed after success.
     #[arg(long)]
     dir: Option<PathBuf>,
 }

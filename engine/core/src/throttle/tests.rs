@@ -10,6 +10,15 @@ use crate::random::Random;
 
 const MIB: u64 = 1 << 20;
 
+impl Throttle {
+    /// Somebody waits until it may begin, and begins.
+    fn admit(&mut self, now: Time, bytes: u64) -> Time {
+        let begins = self.opens(now, bytes);
+        self.take(begins, bytes);
+        begins
+    }
+}
+
 fn limits(iops: u32, mibps: u32) -> VolumeLimits {
     VolumeLimits { iops, mibps }
 }
