@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn who_gives_up_and_a_volume_that_closes_or_is_fenced_hold_up_nobody() {
         let ends: [fn(&Rc<Shared>); 2] = [|shared| shared.close(), |shared| shared.fence(Generation(2))];
-        ends.into_iter().for_each(|end| {
+        for end in ends {
             story(async {
                 let (shared, log, began) =
                     (open(VolumeLimits { iops: 1, mibps: 0 }, None), Log::default(), Instant::now());
@@ -179,8 +179,8 @@ mod tests {
                 end(&shared);
                 sleep(Duration::from_millis(100)).await;
                 assert_eq!(log.borrow().len(), 100);
-            })
-        });
+            });
+        }
     }
 
     #[test]
