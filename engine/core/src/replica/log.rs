@@ -39,6 +39,15 @@ impl Log {
         self.bytes
     }
 
+    /// Bytes of the entries after `seq`.
+    pub(super) fn bytes_after(&self, seq: Seq) -> u64 {
+        if seq <= self.commit {
+            return self.bytes;
+        }
+        let after = self.entries.iter().rev().take_while(|entry| entry.seq > seq);
+        after.map(|entry| entry.change.data_len()).sum()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }

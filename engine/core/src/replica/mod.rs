@@ -457,12 +457,15 @@ impl Replica {
         matches!(&self.role, Role::Primary(primary) if primary.is_resolved())
     }
 
-    /// What clients' writes keep at work, here and at the other members. What only waits is not counted.
+    /// What clients' writes keep at work, here and at the other members. What only waits is not counted: for its turn,
+    /// or, held by everybody who can go on, for a member that is gone or stands still to come back or be left out.
     #[must_use]
-    pub fn in_hand(&self) -> Cost {
-        match &self.role {
-            Role::Primary(primary) if primary.has_ordered() => Cost::of(primary.ordered() as u64, self.log.bytes()),
-            _ => Cost::default(),
+    pub fn in_hand(&self, now: Time) -> Cost {
+        let Role::Primary(primary) = &self.role else { return Cost::default() };
+        let reached = primary.peers.held_by_who_goes_on(self.durable, now);
+        match primary.ordered_after(reached) {
+            0 => Cost::default(),
+            requests => Cost::of(requests, self.log.bytes_after(reached)),
         }
     }
 

@@ -7,7 +7,7 @@ use alloc::collections::BTreeMap;
 
 use crate::config::Config;
 use crate::ids::{Epoch, NodeId, Seq};
-use crate::limits::{LEASE, PREPARE_DEADLINE};
+use crate::limits::{FAIR_PATIENCE, LEASE, PREPARE_DEADLINE};
 use crate::sabotage::{Invariant, breaks};
 use crate::time::Time;
 
@@ -89,6 +89,12 @@ impl Peers {
         counting.map(|peer| peer.acked).try_fold(Seq(u64::MAX), |lowest, acked| Some(lowest.min(acked?)))
     }
 
+    /// Last entry that is held by everybody who counts and can go on: by the primary, up to `own`, and by the others with
+    /// a live stream that do not stand still. What is behind it keeps somebody at work.
+    pub(super) fn held_by_who_goes_on(&self, own: Seq, now: Time) -> Seq {
+        self.0.values().filter(|peer| peer.goes_on(now)).filter_map(|peer| peer.acked).fold(own, Seq::min)
+    }
+
     /// Who gets an entry that is ordered now; notes that they owe an acknowledgement.
     pub(super) fn in_stream(&mut self, now: Time, seq: Seq) -> impl Iterator<Item = NodeId> + '_ {
         self.0.iter_mut().filter(|(_, peer)| peer.streams()).map(move |(node, peer)| {
@@ -134,6 +140,14 @@ impl PeerState {
 
     pub(super) fn streams(&self) -> bool {
         self.synced && !self.broken && self.join != Some(Join::Enlisting)
+    }
+
+    /// Whether what it owes may come any moment. Says nothing of who is lost: that takes longer, and is the authority's to
+    /// confirm (I5).
+    fn goes_on(&self, now: Time) -> bool {
+        let counts = matches!(self.join, None | Some(Join::Joining));
+        let stands_still = self.owes_since.is_some_and(|since| now.since(since) >= FAIR_PATIENCE);
+        counts && self.streams() && !self.sealed && !stands_still
     }
 
     /// When it will be lost if nothing more is heard; `None`: not by time.

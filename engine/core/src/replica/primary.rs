@@ -68,9 +68,12 @@ impl Primary {
         !self.reads.is_empty()
     }
 
-    /// Writes that are ordered and not decided.
-    pub(super) fn ordered(&self) -> usize {
-        self.ordered.len()
+    /// Writes behind this entry that are ordered and not decided.
+    pub(super) fn ordered_after(&self, seq: Seq) -> u64 {
+        match self.ordered.first_key_value() {
+            Some((first, _)) if *first <= seq => self.ordered.range(seq.next()..).count() as u64,
+            _ => self.ordered.len() as u64,
+        }
     }
 
     /// Whether something is ordered and not decided.

@@ -472,7 +472,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
         let Some(Slot::Open(open)) = self.slots.get_mut(&segment) else { return };
         open.replica.handle(now, input, &mut self.effects);
         self.schedule.set(&mut open.alarm, segment, open.replica.wake_at());
-        let (birth, before) = (open.birth, std::mem::replace(&mut open.in_hand, open.replica.in_hand()));
+        let (birth, before) = (open.birth, std::mem::replace(&mut open.in_hand, open.replica.in_hand(now)));
         let after = open.in_hand;
         if after > before {
             self.fair.began(now, segment.volume, Cost(after.0 - before.0));

@@ -5,7 +5,7 @@ use engine_core::config::Config;
 use engine_core::ids::{
     BlockIndex, BootCount, BootId, ClusterId, DeviceId, Generation, RequestId, Revision, Seq, Session, VolumeId,
 };
-use engine_core::limits::{EXTENT_SIZE, FAIR_IN_HAND, WAL_SIZE_MIN};
+use engine_core::limits::{EXTENT_SIZE, FAIR_IN_HAND, FAIR_PATIENCE, WAL_SIZE_MIN};
 use engine_core::message::Decision;
 use engine_core::openings::Openings;
 use engine_core::record::Change;
@@ -122,9 +122,12 @@ fn nothing_is_confirmed_or_begun_before_the_machines_are_open() {
     assert_eq!(left, [other.segment], "it was dropped before it was said to be gone");
 }
 
-/// Makes this shard the only holder and the primary of a segment.
+/// Makes this shard the only holder and the primary of a volume's first segment.
 fn lead(quay: &mut Shard, volume: u32) -> SegmentId {
-    let segment = SegmentId { volume: VolumeId(volume), index: 0 };
+    lead_segment(quay, SegmentId { volume: VolumeId(volume), index: 0 })
+}
+
+fn lead_segment(quay: &mut Shard, segment: SegmentId) -> SegmentId {
     let alone = vec![OWN];
     let config = Config {
         segment,
@@ -196,7 +199,7 @@ fn two_hundred_and_fifty_six_waiting_requests_hold_up_a_neighbour_by_what_may_be
     quay.store_mut().device_mut().hold(false);
     (0..256).for_each(|_| drop(run(&mut quay)));
     assert_eq!(quay.wires().1.iter().filter(|reply| reply.segment == busy).count(), 256);
-    assert_eq!(quay.replica(busy).unwrap().in_hand(), Cost::default());
+    assert_eq!(quay.replica(busy).unwrap().in_hand(LATER), Cost::default());
 }
 
 #[test]
@@ -210,4 +213,100 @@ fn what_a_client_that_went_had_waiting_is_dropped() {
     (0..256).for_each(|_| drop(run(&mut quay)));
     let written = quay.replica(busy).unwrap().view().last;
     assert_eq!(written, Seq(FAIR_IN_HAND / (2 * 4096)));
+}
+
+const BACKUP: NodeId = NodeId(2);
+
+/// Makes this shard the primary of a volume's first segment, and hears from its one backup that it follows.
+fn lead_with_backup(quay: &mut Shard, volume: u32) -> SegmentId {
+    let segment = SegmentId { volume: VolumeId(volume), index: 0 };
+    let config = Config { segment, extents: 64, ..first_configuration(0) };
+    hear(quay, FromAuthority::Create { config: config.clone() });
+    let installed = Config { epoch: config.epoch.next(), primary: OWN, ..config };
+    quay.authority_said(LATER, FromAuthority::Decisions(vec![Decision::Installed(installed.clone())]));
+    quay.peer_up(LATER, BACKUP);
+    run(quay);
+    let (epoch, last) = (installed.epoch, Seq(0));
+    backup_says(quay, segment, Peer::Adopted { epoch, log_epoch: epoch, last, commit: last, sent: LATER });
+    assert!(quay.replica(segment).unwrap().is_serving());
+    segment
+}
+
+fn backup_says(quay: &mut Shard, segment: SegmentId, body: Peer) {
+    quay.peer_said(LATER, BACKUP, PeerMessage { segment, incarnation: Incarnation(1), body });
+    run(quay);
+}
+
+fn answers(quay: &mut Shard, segment: SegmentId) -> usize {
+    quay.wires().1.iter().filter(|reply| reply.segment == segment && reply.outcome == Outcome::Written).count()
+}
+
+/// A shard whose backup of a busy volume's first segment owes acknowledgements; behind that one's requests wait those of
+/// the volume's other segment, and of a neighbour, which have no such backup.
+fn held_up() -> (Shard, SegmentId, SegmentId, SegmentId) {
+    let mut quay = start(&blank());
+    quay.serve(NOW, Span::ZERO);
+    let quiet = lead(&mut quay, 2);
+    let busy = lead_with_backup(&mut quay, 1);
+    let other = lead_segment(&mut quay, SegmentId { index: 1, ..busy });
+    ask(&mut quay, quiet, 1);
+    run(&mut quay);
+    (1..=256).for_each(|number| ask(&mut quay, busy, number));
+    ask(&mut quay, other, 1);
+    (0..64).for_each(|_| drop(run(&mut quay)));
+    assert_eq!(quay.replica(busy).unwrap().in_hand(LATER), Cost(FAIR_IN_HAND), "the backup has it before it");
+    assert_eq!((answers(&mut quay, busy), answers(&mut quay, other)), (0, 0));
+    (quay, busy, other, quiet)
+}
+
+#[test]
+fn what_waits_for_a_member_that_is_gone_holds_up_nobody() {
+    let (mut quay, busy, other, quiet) = held_up();
+    // Its process died. The epoch without it is not there yet, and no time has passed.
+    quay.peer_down(LATER, BACKUP, false);
+    (2..=32).for_each(|number| ask(&mut quay, quiet, number));
+    (0..64).for_each(|_| drop(run(&mut quay)));
+    assert_eq!((answers(&mut quay, busy), answers(&mut quay, other), answers(&mut quay, quiet)), (0, 1, 32));
+    assert_eq!(quay.replica(busy).unwrap().view().last, Seq(256), "all of it is ordered and waits there");
+
+    // It is back and has nothing of it: now it has everything before it, and that counts.
+    let last = quay.replica(busy).unwrap().view().last;
+    quay.peer_up(LATER, BACKUP);
+    run(&mut quay);
+    let epoch = Epoch(2);
+    let commit = Seq(0);
+    let said = Peer::Adopted { epoch, log_epoch: epoch, last: commit, commit, sent: LATER };
+    backup_says(&mut quay, busy, said);
+    assert_eq!(quay.replica(busy).unwrap().in_hand(LATER), Cost::of(256, 256 * 4096));
+    backup_says(&mut quay, busy, Peer::PrepareAck { epoch, durable: last });
+    assert_eq!(answers(&mut quay, busy), 256);
+    assert_eq!(quay.replica(busy).unwrap().in_hand(LATER), Cost::default());
+}
+
+#[test]
+fn what_waits_for_a_member_that_stands_still_holds_up_nobody_for_long() {
+    let (mut quay, busy, other, _) = held_up();
+    let later = LATER + FAIR_PATIENCE;
+    assert_eq!(quay.replica(busy).unwrap().in_hand(later), Cost::default());
+    // A beat or anything else that happens to it after that, and the volume's other segment goes on.
+    quay.peer_said(
+        later,
+        BACKUP,
+        PeerMessage {
+            segment: busy,
+            incarnation: Incarnation(1),
+            body: Peer::PrepareAck { epoch: Epoch(2), durable: Seq(0) },
+        },
+    );
+    for _ in 0..64 {
+        for _ in 0..8 {
+            while quay.advance(later, &mut Vec::new()) {}
+        }
+    }
+    assert_eq!((answers(&mut quay, busy), answers(&mut quay, other)), (0, 1));
+
+    // One acknowledgement, and it goes on: what it has before it counts again.
+    backup_says(&mut quay, busy, Peer::PrepareAck { epoch: Epoch(2), durable: Seq(8) });
+    assert_eq!(answers(&mut quay, busy), 8);
+    assert!(quay.replica(busy).unwrap().in_hand(LATER) > Cost::default());
 }
