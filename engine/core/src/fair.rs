@@ -12,8 +12,8 @@
 //!   request) when it has nothing in hand itself, and else for one turn of each other volume more.
 //! - What ends as soon as it begins (a read from memory) keeps the shard's thread busy all the same: no more begins in one
 //!   turn of the shard than may be in hand.
-//! - What a volume has in hand and does not end (a member was lost, and nobody has said so yet) holds up others for about
-//!   [`FAIR_PATIENCE`]; then it is not counted.
+//! - What a volume has in hand and does not end (a device hangs) holds up others for about [`FAIR_PATIENCE`]; then it is not
+//!   counted. What only waits for a lost member is not in hand in the first place (`Replica::in_hand`).
 //! - Bounded by volume and altogether (I15): what does not fit is handed back, or not taken from its socket.
 
 use alloc::collections::{BTreeMap, VecDeque};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use engine_core::authority::document::{AttachVolume, CreateVolume, Spread};
-use engine_core::authority::io::{Call, CallId};
+use engine_core::authority::io::{Answer, Call, CallId};
 use engine_core::config::Config;
 use engine_core::ids::{BlockIndex, BootId, Epoch, Generation, NodeId, RequestId, SegmentId, Session};
 use engine_core::limits::{SOCKET_SILENCE_MAX, STOP_WAIT};
@@ -13,7 +13,7 @@ use engine_core::replica::io::RoleName;
 use engine_core::time::{Span, Time};
 
 use crate::client::Client;
-use crate::conns::CHECKER;
+use crate::conns::{CHECKER, ClientId};
 use crate::load::Load;
 use crate::network::{NETS, Net};
 use crate::node::{Heard, Process};
@@ -46,8 +46,12 @@ impl World {
     }
 
     fn create(&mut self, shape: &Shape) {
+        self.create_volume(VOLUME, shape);
+    }
+
+    fn create_volume(&mut self, name: &str, shape: &Shape) {
         let request = CreateVolume {
-            name: VOLUME.into(),
+            name: name.into(),
             size: shape.megabytes * MIB,
             copies: Some(shape.copies),
             min_copies: Some(shape.min_copies),
@@ -58,6 +62,27 @@ impl World {
             mibps: None,
         };
         self.call(Call::Create(request), Span::seconds(30)).expect("created");
+    }
+
+    /// A volume more with a client of its own; `with` leads its only segment, and `without` has no copy of it.
+    pub(crate) fn add_neighbour(&mut self, shape: &Shape, with: NodeId, without: NodeId) -> SegmentId {
+        for _ in 0..16 {
+            let name = format!("neighbour-{}", self.all_segments().len());
+            self.create_volume(&name, shape);
+            let segment = self.all_segments().into_iter().max().expect("just created");
+            let config = self.config(segment);
+            if config.primary != with || config.is_member(without) {
+                continue;
+            }
+            let attach = Call::Attach(name, AttachVolume { client: "neighbour".into() });
+            let Ok(Answer::Map(map)) = self.call(attach, Span::seconds(30)) else { self.fail("not attached") };
+            // Numbers of clients of the first volume follow each other.
+            let before = std::mem::replace(&mut self.attached, 1000 + self.neighbours.len() as ClientId);
+            self.open_client(map.generation, &map.segments);
+            self.neighbours.push(std::mem::replace(&mut self.attached, before));
+            return segment;
+        }
+        self.fail("no volume came to lie there")
     }
 
     /// Attaches a new client at once; the one before has not heard of it yet.

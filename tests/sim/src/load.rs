@@ -78,7 +78,7 @@ impl World {
 
     /// Begins a write.
     pub(crate) fn write(&mut self, segment: SegmentId, block: u32, count: u32) {
-        self.begin_write(self.attached, segment, block, count, false);
+        self.begin_write(self.attached_to(segment), segment, block, count, false);
     }
 
     pub(crate) fn begin_write(&mut self, id: ClientId, segment: SegmentId, block: u32, count: u32, zero: bool) {
@@ -90,7 +90,7 @@ impl World {
 
     /// Begins a read.
     pub(crate) fn read(&mut self, segment: SegmentId, block: u32, count: u32) {
-        self.begin_read(self.attached, segment, block, count, false);
+        self.begin_read(self.attached_to(segment), segment, block, count, false);
     }
 
     pub(crate) fn begin_read(&mut self, id: ClientId, segment: SegmentId, block: u32, count: u32, allocation: bool) {
@@ -100,7 +100,14 @@ impl World {
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.client().is_none_or(|client| client.tasks.is_empty())
+        let neighbours = self.neighbours.iter().filter_map(|id| self.clients.get(id));
+        self.client().into_iter().chain(neighbours).all(|client| client.tasks.is_empty())
+    }
+
+    /// Who may ask for something in this segment.
+    fn attached_to(&self, segment: SegmentId) -> ClientId {
+        let is_its = |id: &&ClientId| self.clients.get(id).is_some_and(|client| client.sessions.contains_key(&segment));
+        self.neighbours.iter().find(is_its).copied().unwrap_or(self.attached)
     }
 
     /// Waits until everything begun is done.

@@ -262,6 +262,8 @@ pub(crate) struct World {
     pub(crate) clients: BTreeMap<ClientId, Client>,
     /// The client that is attached last; 0: none yet.
     pub(crate) attached: ClientId,
+    /// Clients of other volumes.
+    pub(crate) neighbours: Vec<ClientId>,
     /// Somebody asks to be attached.
     pub(crate) attaching: Option<CallId>,
     pub(crate) conns: BTreeMap<ClientRef, Conn>,
@@ -303,6 +305,7 @@ impl World {
             seat: Seat::new(),
             clients: BTreeMap::new(),
             attached: 0,
+            neighbours: Vec::new(),
             attaching: None,
             conns: BTreeMap::new(),
             last_conn: 0,

@@ -43,6 +43,7 @@ mod exits;
 mod leases;
 mod leaving;
 mod losses;
+mod neighbours;
 mod reach;
 mod repairs;
 mod weather;
@@ -50,7 +51,7 @@ mod weather;
 /// All stories.
 pub fn stories() -> impl Iterator<Item = &'static Story> {
     // One line each: who adds a file touches nobody else's.
-    let all: [&[Story]; 10] = [
+    let all: [&[Story]; 11] = [
         attachments::STORIES,
         balance::STORIES,
         copies::STORIES,
@@ -58,6 +59,7 @@ pub fn stories() -> impl Iterator<Item = &'static Story> {
         leases::STORIES,
         leaving::STORIES,
         losses::STORIES,
+        neighbours::STORIES,
         reach::STORIES,
         repairs::STORIES,
         weather::STORIES,
