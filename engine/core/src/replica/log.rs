@@ -16,11 +16,15 @@ pub(super) struct Log {
     last: Seq,
     bytes: u64,
     entries: VecDeque<Entry>,
+    /// By entry: bytes appended so far, its own included.
+    ends: VecDeque<u64>,
+    appended: u64,
 }
 
 impl Log {
     pub(super) fn new(commit: Seq, tail: impl IntoIterator<Item = Entry>) -> Self {
-        let mut log = Self { commit, last: commit, bytes: 0, entries: VecDeque::new() };
+        let (entries, ends) = (VecDeque::new(), VecDeque::new());
+        let mut log = Self { commit, last: commit, bytes: 0, entries, ends, appended: 0 };
         for entry in tail {
             log.append(entry);
         }
@@ -39,13 +43,13 @@ impl Log {
         self.bytes
     }
 
-    /// Bytes of the entries after `seq`.
+    /// Bytes of the entries after `seq`. Asked for with every input: no walk over the entries.
     pub(super) fn bytes_after(&self, seq: Seq) -> u64 {
         if seq <= self.commit {
             return self.bytes;
         }
-        let after = self.entries.iter().rev().take_while(|entry| entry.seq > seq);
-        after.map(|entry| entry.change.data_len()).sum()
+        let upto = self.entries.partition_point(|entry| entry.seq <= seq);
+        upto.checked_sub(1).and_then(|at| self.ends.get(at)).map_or(self.bytes, |end| self.appended - end)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -56,12 +60,15 @@ impl Log {
         assert!(entry.seq > self.last, "{} after {}", entry.seq, self.last);
         self.last = entry.seq;
         self.bytes += entry.change.data_len();
+        self.appended += entry.change.data_len();
         self.entries.push_back(entry);
+        self.ends.push_back(self.appended);
     }
 
     /// Begins anew behind `last`, with nothing above the commit point.
     pub(super) fn restart_at(&mut self, last: Seq) {
         self.entries.clear();
+        self.ends.clear();
         self.bytes = 0;
         self.last = last.max(self.commit);
     }
@@ -74,6 +81,7 @@ impl Log {
         while self.entries.front().is_some_and(|entry| entry.seq <= through) {
             if let Some(entry) = self.entries.pop_front() {
                 self.bytes -= entry.change.data_len();
+                self.ends.pop_front();
             }
         }
         self.commit = through;
@@ -92,5 +100,46 @@ impl Log {
             let (first, len) = entry.change.range();
             first.0 < block.0 + count && block.0 < first.0 + len
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::ids::Epoch;
+    use crate::record::{Blocks, Change};
+
+    fn entry(seq: u64) -> Entry {
+        let blocks = Blocks { data: Bytes::from(vec![0; 4096 * (seq as usize % 3)]), sums: Bytes::new() };
+        Entry { epoch: Epoch(1), seq: Seq(seq), change: Change::Write { block: BlockIndex(0), blocks } }
+    }
+
+    #[test]
+    fn what_lies_after_an_entry_is_known_without_adding_it_up() {
+        // As a candidate's log: it begins later than behind the commit point.
+        let mut log = Log::new(Seq(5), (9..=20).map(entry));
+        let right = |log: &Log| {
+            for seq in (0..25).map(Seq) {
+                let added: u64 = log.after(seq).map(|entry| entry.change.data_len()).sum();
+                assert_eq!(log.bytes_after(seq), added, "{seq} of {log:?}");
+            }
+        };
+        right(&log);
+        for commit in [7, 9, 14, 15] {
+            log.commit_to(Seq(commit));
+            right(&log);
+        }
+        log.append(entry(21));
+        right(&log);
+        log.restart_at(Seq(30));
+        log.append(entry(31));
+        log.append(entry(32));
+        right(&log);
+        log.commit_to(Seq(32));
+        right(&log);
     }
 }

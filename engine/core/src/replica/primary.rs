@@ -68,12 +68,10 @@ impl Primary {
         !self.reads.is_empty()
     }
 
-    /// Writes behind this entry that are ordered and not decided.
+    /// Writes behind this entry that are ordered and not decided. In a reign nothing else comes into the log: they follow
+    /// each other without gaps.
     pub(super) fn ordered_after(&self, seq: Seq) -> u64 {
-        match self.ordered.first_key_value() {
-            Some((first, _)) if *first <= seq => self.ordered.range(seq.next()..).count() as u64,
-            _ => self.ordered.len() as u64,
-        }
+        self.ordered.last_key_value().map_or(0, |(last, _)| last.0.saturating_sub(seq.0).min(self.ordered.len() as u64))
     }
 
     /// Whether something is ordered and not decided.
