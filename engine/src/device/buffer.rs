@@ -2,8 +2,10 @@
 //!
 //! Each thread keeps some that were given up, by length, so that the steady state of I/O asks nobody for memory and
 //! clears none of it. Buffers of one block, by far the most, are cut out of larger pieces and never given back to the
-//! system: an allocator that aligns each of them by itself needs twice the memory and ten times the time. A buffer is
-//! given up by its last owner alone, and that is never somebody the kernel may still write for (`uring`).
+//! system: an allocator that aligns each of them by itself needs twice the memory and ten times the time. A piece costs
+//! as much time as several writes (page by page the kernel finds it, clears it, and on a virtual machine waits for the
+//! host): what a node is going to need is set aside beforehand. A buffer is given up by its last owner alone, and that is
+//! never somebody the kernel may still write for (`uring`).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
@@ -39,11 +41,14 @@ struct Pool {
     bytes: usize,
 }
 
-/// A buffer of one block that nobody has.
+/// A buffer of one block that nobody has, or the first of a piece.
 struct Block(NonNull<u8>);
 
 // SAFETY: whoever has it owns its memory alone.
 unsafe impl Send for Block {}
+
+/// Pieces set aside, of which nothing was cut yet.
+static PIECES: Mutex<Vec<Block>> = Mutex::new(Vec::new());
 
 /// Buffers of one block of threads that have ended.
 static ORPHANS: Mutex<Vec<Block>> = Mutex::new(Vec::new());
@@ -88,6 +93,15 @@ fn map_piece() -> NonNull<u8> {
     }
 }
 
+/// Sets so many bytes aside for buffers of one block, for whichever thread needs them first. Takes its time: for a thread
+/// of its own.
+pub fn set_aside(bytes: u64) {
+    for _ in 0..bytes / PIECE as u64 {
+        let piece = Block(map_piece());
+        PIECES.lock().unwrap_or_else(PoisonError::into_inner).push(piece);
+    }
+}
+
 impl Pool {
     fn take(&mut self, len: usize) -> Option<(NonNull<u8>, usize)> {
         let (shelf, room) = shelf(len)?;
@@ -102,7 +116,8 @@ impl Pool {
     fn refill(&mut self) {
         let mut orphans = ORPHANS.lock().unwrap_or_else(PoisonError::into_inner);
         if orphans.is_empty() {
-            let piece = map_piece();
+            let spare = PIECES.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let piece = spare.map_or_else(map_piece, |first| first.0);
             // SAFETY: each begins within the piece, which is never unmapped.
             self.shelves[0].extend((0..PIECE / ALIGN).map(|block| unsafe { piece.add(block * ALIGN) }));
         } else {

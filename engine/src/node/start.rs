@@ -109,6 +109,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     };
     let mut crew = thread::spawn(&plan, inboxes, &doors)?;
     let capacity = crew.ready().await?;
+    thread::set_memory_aside(&superblock.geometry);
 
     let (registered, has_registered) = oneshot::channel();
     let session = Session {

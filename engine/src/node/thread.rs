@@ -15,9 +15,10 @@ use super::mail::{PeerControl, ShardBox, ShardInbox};
 use super::shard::{self, Shard, Surroundings};
 use super::start::StartError;
 use crate::device::Device;
+use crate::device::buffer::set_aside;
 use crate::device::file::DeviceFile;
 use crate::device::uring::UringDevice;
-use crate::store::{ShardStore, Store, Superblock};
+use crate::store::{Geometry, ShardStore, Store, Superblock, window};
 use crate::wire::Local;
 
 /// What all threads are made from.
@@ -120,6 +121,21 @@ pub(crate) fn spawn(plan: &Plan, inboxes: Vec<ShardInbox>, doors: &Doors) -> Res
             .map_err(StartError::Runtime)?;
     }
     Ok(crew)
+}
+
+/// Sets aside the memory that the stores will need under load, so that no write waits for it; in the background, behind
+/// whatever else wants a core.
+pub(crate) fn set_memory_aside(geometry: &Geometry) {
+    let bytes = window(geometry.wal_size) * u64::from(geometry.shards);
+    let work = move || {
+        // SAFETY: changes nothing but how often the calling thread runs.
+        let refused = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) } != 0;
+        tracing::debug!(bytes, refused, "memory is set aside");
+        set_aside(bytes);
+    };
+    if let Err(error) = std::thread::Builder::new().name("memory".into()).spawn(work) {
+        tracing::warn!(%error, "no thread to set memory aside: writes will wait for it one by one");
+    }
 }
 
 impl Share {

@@ -3,11 +3,15 @@
 //! A pass first makes the commit points it will use durable, then goes once through all extents that have something,
 //! in order: blocks written many times meanwhile are written once. Slabs are written in place: until the next checkpoint
 //! the WAL still holds every block a pass may have torn.
+//!
+//! How much of it is in flight follows from how full the ring is: little while there is room, so that the WAL's own writes
+//! and clients' reads find the device free, and more the closer it comes to where changes have to wait. Under a steady load
+//! the ring settles where as much leaves as comes.
 
 use std::collections::{BTreeSet, HashMap};
 
 use engine_core::ids::{ExtentIndex, SegmentId, Seq};
-use engine_core::limits::{APPLY_INFLIGHT, EXTENT_BLOCKS};
+use engine_core::limits::{APPLY_INFLIGHT, APPLY_WRITES_MAX, APPLY_WRITES_MIN, EXTENT_BLOCKS};
 
 use super::copy::runs;
 use super::extents::{Home, NO_SLAB};
@@ -15,7 +19,7 @@ use super::format::WalRecord;
 use super::ledger::NewSums;
 use super::map::{Composed, Replica};
 use super::shard::{Purpose, ShardStore, aligned};
-use super::wal::{APPLY_FROM, Queued};
+use super::wal::{APPLY_FROM, Queued, SLOW_FROM};
 use crate::device::{Device, Operation};
 
 #[derive(Debug)]
@@ -53,6 +57,8 @@ enum Phase {
 pub(crate) struct Apply {
     phase: Phase,
     jobs: HashMap<u64, Job>,
+    /// Writes in flight for all of them.
+    writes: usize,
     extents: BTreeSet<(SegmentId, ExtentIndex)>,
     next: u64,
     /// The batch that was next when the pass began, and when the last whole one did: what committed entries were before
@@ -92,8 +98,10 @@ impl<D: Device> ShardStore<D> {
         if self.apply.phase == Phase::Committing(0) {
             self.apply.phase = Phase::Passing(SegmentId::from_u64(0), ExtentIndex(0));
         }
+        let writes_max = if idle || self.settling { APPLY_WRITES_MAX } else { self.apply_writes_max() };
         while let Phase::Passing(segment, extent) = self.apply.phase
             && self.apply.jobs.len() < APPLY_INFLIGHT
+            && self.apply.writes < writes_max
         {
             let Some((segment, extent)) = self.next_dirty(segment, extent) else {
                 if self.apply.jobs.is_empty() {
@@ -107,6 +115,18 @@ impl<D: Device> ShardStore<D> {
             self.apply.phase = Phase::Passing(segment, extent.next());
         }
         self.keep_books();
+    }
+
+    /// Writes of applying that may be in flight, by how full the ring is.
+    fn apply_writes_max(&self) -> usize {
+        if self.wal.blocked {
+            return APPLY_WRITES_MAX;
+        }
+        let ring = &self.wal.ring;
+        let (from, all) = (ring.size / 32 * APPLY_FROM, ring.size / 32 * SLOW_FROM);
+        let above = ring.used().saturating_sub(from).min(all - from);
+        let more = (APPLY_WRITES_MAX - APPLY_WRITES_MIN) as u64 * above / (all - from);
+        APPLY_WRITES_MIN + usize::try_from(more).unwrap_or(usize::MAX)
     }
 
     /// Queues the commit points that the WAL does not know yet, in one go; says how many.
@@ -172,6 +192,7 @@ impl<D: Device> ShardStore<D> {
                 let (offset, buffer) = (self.block_at(slab, first), aligned(&pieces));
                 self.submit(Purpose::Apply { job: id, slab }, Operation::Write { offset, buffer, durable: false });
                 job.left += 1;
+                self.apply.writes += 1;
             }
         }
         if job.left == 0 {
@@ -194,6 +215,7 @@ impl<D: Device> ShardStore<D> {
 
     pub(crate) fn on_applied(&mut self, id: u64) {
         let Some(job) = self.apply.jobs.get_mut(&id) else { return };
+        self.apply.writes -= 1;
         job.left -= 1;
         if job.left == 0
             && let Some(job) = self.apply.jobs.remove(&id)

@@ -41,6 +41,7 @@ pub use sums::PAGE_BYTES as SUM_PAGE_BYTES;
 pub use superblock::{
     FormatError, Geometry, OpenError, Region, Superblock, damaged_copies, format, open, read, rewrite,
 };
+pub(crate) use wal::window;
 
 use engine_core::ids::{BlockIndex, ExtentIndex, SegmentId, Seq};
 use engine_core::record::{Blocks, ExtentCopy, Record, Recovered};

@@ -1,9 +1,11 @@
 //! The ring used again: not before the checkpoint that frees a place counts, and past the end of it.
+use engine_core::limits::{APPLY_INFLIGHT, APPLY_WRITES_MAX, APPLY_WRITES_MIN, EXTENT_BLOCKS};
 use engine_core::random::Random;
 
 use super::*;
 use crate::store::Ticket;
 use crate::store::shard::Purpose;
+use crate::store::wal::{APPLY_FROM, SLOW_FROM};
 
 const SIZE: u64 = 21 * MIB;
 const WAL: u64 = 1024 * 1024;
@@ -70,6 +72,53 @@ fn the_ring_is_not_used_again_before_the_checkpoint_that_frees_it_counts() {
     MISTAKE.set(None);
     std::panic::set_hook(hook);
     assert!(seen);
+}
+
+/// Apply writes in flight once the ring is filled to so many parts of 32, while the device does everything else at once
+/// and none of them.
+fn applying_at(parts: u64) -> usize {
+    const RING: u64 = 4 * MIB;
+    let disk = formatted(40 * MIB, RING);
+    let mut store = open(&disk);
+    store.persist(vec![create(segment(0), 128)], Ticket(0));
+    run(&mut store);
+    store.device_mut().hold(true);
+    let applies = |store: &mut ShardStore<MemoryDevice>| {
+        let tags = store.device_mut().tags();
+        tags.iter().map(|tag| matches!(store.operations[tag], Purpose::Apply { .. })).collect::<Vec<_>>()
+    };
+    for seq in 1.. {
+        if store.wal.ring.is_above(parts) {
+            break;
+        }
+        // Far from each other: each is a write of its own.
+        let block = (seq * 37 % 2048) as u32 * 2;
+        store.persist(vec![prepare(segment(0), seq - 1, write(segment(0), seq, block, 1, seq))], Ticket(seq));
+        let mut durable = false;
+        while !durable {
+            let mut events = Vec::new();
+            store.poll(&mut events);
+            durable = events.iter().any(|event| matches!(event, Event::Persisted(Ticket(at)) if *at == seq));
+            if let Some(index) = applies(&mut store).iter().position(|applies| !applies) {
+                store.device_mut().finish(index);
+            }
+        }
+        store.commit(segment(0), Seq(seq));
+    }
+    applies(&mut store).iter().filter(|applies| **applies).count()
+}
+
+#[test]
+fn applying_leaves_the_device_to_others_while_the_ring_has_room() {
+    let (first, half, last) =
+        (applying_at(APPLY_FROM), applying_at(APPLY_FROM / 2 + SLOW_FROM / 2), applying_at(SLOW_FROM));
+    let extent = EXTENT_BLOCKS as usize;
+    assert!(first <= APPLY_WRITES_MIN + extent, "{first} in flight when it begins");
+    assert!(half > first && half < last, "{first}, then {half}, then {last}");
+    assert!(
+        (APPLY_INFLIGHT..=APPLY_WRITES_MAX + extent).contains(&last),
+        "{last} in flight when changes have to slow down"
+    );
 }
 
 /// Everything that is in the log of the segment, by a store that has just been opened.
