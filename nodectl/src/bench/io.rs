@@ -29,6 +29,9 @@ use crate::verify::stamp::{BLOCK, Stamp};
 /// Seconds that are counted one by one.
 const SECONDS_MAX: u32 = 24 * 3600;
 
+/// Blocks a write's data may begin at.
+const STOCK_BLOCKS: u64 = 256;
+
 /// Arguments of `bench io`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -153,7 +156,7 @@ fn place(api: &Api, name: &str) -> Result<Place, Failure> {
 
 struct Load {
     random: Random,
-    seed: u64,
+    stock: Bytes,
     mode: Mode,
     blocks: u64,
     cursor: u64,
@@ -171,6 +174,18 @@ struct Load {
     reads: u64,
     writes: u64,
     error: Option<ExportError>,
+}
+
+/// Stamped blocks to take the data of writes from, made before the clock starts: what is measured is the volume, and
+/// making random bytes takes half as much time as sending them. Recognisable should they ever turn up where they do not
+/// belong, and of no volume there is: a check for acknowledged writes never takes them for its own.
+fn stock(seed: u64, block_bytes: u64) -> Bytes {
+    let blocks = STOCK_BLOCKS + block_bytes.div_ceil(BLOCK as u64);
+    let mut stock = BytesMut::zeroed(BLOCK * usize::try_from(blocks).expect("at most 33 MiB"));
+    for (block, bytes) in (0..).zip(stock.chunks_mut(BLOCK)) {
+        Stamp { volume: !seed, block, number: 1 }.fill(bytes);
+    }
+    stock.freeze()
 }
 
 impl Load {
@@ -195,18 +210,10 @@ impl Load {
         Some((block * self.block_bytes, write))
     }
 
-    /// Stamped blocks, each a write of its own: random, never alike, and recognisable should they ever turn up in the
-    /// wrong place. A request that is not whole blocks gets the beginning of one.
-    fn data(&mut self, offset: u64) -> Bytes {
-        let block = BLOCK as u64;
-        let blocks = self.block_bytes.div_ceil(block);
-        let mut data = BytesMut::zeroed(BLOCK * usize::try_from(blocks).expect("at most 32 MiB"));
-        for (at, bytes) in (offset / block..).zip(data.chunks_mut(BLOCK)) {
-            // Of no volume there is: a check for acknowledged writes never takes them for its own.
-            Stamp { volume: !self.seed, block: at, number: self.writes + 1 }.fill(bytes);
-        }
-        data.truncate(usize::try_from(self.block_bytes).expect("at most 32 MiB"));
-        data.freeze()
+    /// What a write carries: a piece of the stock, another one each time.
+    fn data(&mut self) -> Bytes {
+        let start = BLOCK * usize::try_from(self.random.between(0, STOCK_BLOCKS - 1)).expect("a small number");
+        self.stock.slice(start..start + usize::try_from(self.block_bytes).expect("at most 32 MiB"))
     }
 
     fn done(&mut self, begun: Instant, write: bool, result: Result<(), ExportError>) {
@@ -238,7 +245,7 @@ async fn worker<E: Export>(volume: Rc<E>, load: Rc<RefCell<Load>>, len: u64) {
         let Some((offset, write)) = load.borrow_mut().next() else { return };
         let begun;
         let result = if write {
-            let data = load.borrow_mut().data(offset);
+            let data = load.borrow_mut().data();
             begun = Instant::now();
             volume.write(offset, data).await
         } else {
@@ -254,12 +261,13 @@ async fn measure<E: Export>(volume: Rc<E>, args: &Args, pids: &[u32]) -> Result<
     if blocks == 0 {
         return Err(Failure::usage(format!("one request of {} is larger than the volume", units::size(args.bs))));
     }
+    let stock = stock(args.seed, args.bs);
     let (client_before, cluster_before) = (cpu::of_all(&[std::process::id()]), cpu::of_all(pids));
     let begun = Instant::now();
     let limit = Duration::from_secs(u64::from(args.seconds));
     let load = Rc::new(RefCell::new(Load {
         random: Random::new(args.seed),
-        seed: args.seed,
+        stock,
         mode: args.rw,
         blocks,
         cursor: 0,
