@@ -132,6 +132,14 @@ fn scrub_rows(node: &NodeInfo, mut row: impl FnMut(&str, String)) {
         format!("{state}; {passes} passes of a shard since the start, {} damaged extents", scrub.damaged_extents),
     );
     row("compared by the latest pass", units::size(scrub.compared));
+    row(
+        "compared with other members",
+        format!("{} extents, {} left to the next pass", scrub.compared_extents, scrub.not_compared_extents),
+    );
+    row("members that differed", scrub.differing_extents.to_string());
+    for found in &scrub.differing {
+        row("differed", format!("{} extent {} on {}", found.segment, found.extent, found.member));
+    }
 }
 
 /// All nodes, a line each.

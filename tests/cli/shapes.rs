@@ -52,7 +52,9 @@ fn volumes_and_nodes_come_as_the_api_says_them() {
         "id": "n3", "zone": "a", "state": "up", "primary_addr": "127.0.0.1:1", "replication_addr": "127.0.0.1:2",
         "capacity": 1, "booked": 1, "used": 1, "replicas": 1, "serving": 1, "shards": 1, "silent_ms": 1,
         "copied_bytes": 0, "corrupt_blocks": 0, "damaged_structures": 0, "mended_extents": 0,
-        "scrub": {"passes": 1, "running": false, "compared": 0, "damaged_extents": 0}, "flushes": 0, "device_lost": false,
+        "scrub": {"passes": 1, "running": false, "compared": 0, "damaged_extents": 0, "compared_extents": 7,
+                  "not_compared_extents": 1, "differing_extents": 1,
+                  "differing": [{"segment": {"volume": 3, "index": 0}, "extent": 9, "member": "n2"}]}, "flushes": 0, "device_lost": false,
         "awaited": false, "quarantine": []
     });
     assert_eq!(shown(&node, &["node", "show", "n3"]), node);

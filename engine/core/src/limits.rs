@@ -81,6 +81,14 @@ pub const SCRUB_PACE: u64 = 8 * 1024 * 1024;
 pub const SCRUB_PACE_NOW: u64 = 128 * 1024 * 1024;
 /// Extents a scrub reads at a time.
 pub const SCRUB_INFLIGHT: usize = 2;
+/// Extents of one segment that were scrubbed and wait to be compared with those of its members; further ones are left to
+/// the next pass. The scrub goes no further while one is being compared.
+pub const COMPARES_WAITING: usize = 4;
+/// How often an extent is compared that was written, or of which a member has not heard everything; then it is left to the
+/// next pass.
+pub const COMPARE_TRIES: u32 = 5;
+/// Findings of comparing a replica's members that are remembered beside their number.
+pub const FINDINGS_KEPT: usize = 16;
 /// Operations of a shard that wait for its store; with more a scrub waits.
 pub const SCRUB_YIELD: usize = 64;
 /// Client connections of one node; one more is closed at once.
@@ -376,6 +384,10 @@ pub const RESERVE_WAIT: Span = Span::seconds(3);
 pub const SESSION_GRACE: Span = Span::millis(1000);
 /// From the start of one scrub to that of the next; a longer one is followed by the next at once.
 pub const SCRUB_EVERY: Span = Span::seconds(7 * 24 * 3600);
+/// Longest a primary waits for what its members say about an extent.
+pub const COMPARE_PATIENCE: Span = Span::millis(1000);
+/// Until an extent is compared again that could not be: a commit point travels with the next beat at the latest.
+pub const COMPARE_PAUSE: Span = Span::millis(150);
 /// From a shard's start to its first scrub.
 pub const SCRUB_AFTER_START: Span = Span::seconds(600);
 /// So much later at most: the nodes of a cluster do not scrub in step.
@@ -397,6 +409,9 @@ const _: () = assert!(RETRY_MIN.0 < RETRY_MAX.0 && CLIENT_PATIENCE.0 < CLIENT_RE
 const _: () = assert!(WISH_FOR.0 < REBALANCE_EVERY.0 && QUIET_MIN.0 < QUIET_MAX.0 && QUIET_MAX.0 < FLAP_WINDOW.0);
 const _: () = assert!(FAIR_TURN <= FAIR_IN_HAND && FAIR_WAITING_BYTES >= REQUEST_BYTES_MAX + BLOCK_SIZE, "one fits");
 const _: () = assert!(FAIR_PATIENCE.0 < CLIENT_PATIENCE.0, "nobody seems to be lost meanwhile");
+const _: () =
+    assert!((COMPARE_TRIES as u64 - 1) * COMPARE_PAUSE.0 > BEAT_EVERY.0, "a member hears of the commit point");
+const _: () = assert!(COMPARES_WAITING >= SCRUB_INFLIGHT, "what a scrub has read at a time is compared");
 const _: () = assert!(BEAT_EVERY.0 * 3 < LEASE.0, "a lease survives two lost beats");
 const _: () = assert!(LEASE_ASKS_EVERY.0 * 2 < BEAT_EVERY.0 && LEASE_ASKS_MAX <= LIST_MAX, "nor is one missed here");
 const _: () = assert!(SILENCE.0 >= LEASE.0, "whoever suspects has let his own lease end");

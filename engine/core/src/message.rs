@@ -12,7 +12,7 @@ use crate::ids::{
     SegmentId, Seq, Session,
 };
 use crate::limits::TEXT_BYTES_MAX;
-use crate::record::{Blocks, Change, Entry, ExtentCopy, Standing};
+use crate::record::{Blocks, Change, Entry, ExtentCopy, ExtentDigest, Standing};
 pub use crate::report::{CopyReport, HeldConfig, NodeAddress, Registration, ReplicaReport, Report};
 use crate::time::{Span, Time};
 
@@ -225,6 +225,28 @@ pub enum Peer {
     CopyFailed {
         /// Epoch asked in.
         epoch: Epoch,
+        /// Which.
+        extent: ExtentIndex,
+    },
+    /// Primary to member: what is in this extent of yours?
+    Compare {
+        /// Which.
+        extent: ExtentIndex,
+    },
+    /// This; true whatever has happened since, because it says of which states.
+    Compared {
+        /// Which.
+        extent: ExtentIndex,
+        /// What is in it.
+        digest: ExtentDigest,
+    },
+    /// It cannot be read, or is being mended.
+    CompareFailed {
+        /// Which.
+        extent: ExtentIndex,
+    },
+    /// Primary to member: not what was committed. Fetch it from me (I14).
+    Differs {
         /// Which.
         extent: ExtentIndex,
     },

@@ -225,6 +225,36 @@ pub struct ExtentCopy {
     pub blocks: Blocks,
 }
 
+/// What one replica holds in one extent, in short: for comparing members with each other.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ExtentDigest {
+    /// No committed change of the extent after this one is known to it, up to `stamp`.
+    pub since: Seq,
+    /// Every committed change of the extent up to here is in it.
+    pub stamp: Seq,
+    /// As [`ExtentCopy::present`].
+    pub present: u32,
+    /// Checksums of the present blocks, in order; each was compared with its block when this was made.
+    pub sums: Vec<u32>,
+}
+
+impl ExtentDigest {
+    /// Of a copy that was just read, when the last committed change of its extent was `since`.
+    #[must_use]
+    pub fn of(copy: &ExtentCopy, since: Seq) -> Self {
+        let sums = (0..copy.blocks.count()).map(|at| copy.blocks.sum(at)).collect();
+        Self { since, stamp: copy.stamp, present: copy.present, sums }
+    }
+
+    /// Whether both hold the same; `None` when there is no state of the segment that both tell of: in its order neither
+    /// may have changed after what the other has.
+    #[must_use]
+    pub fn is_like(&self, other: &Self) -> Option<bool> {
+        let in_common = self.since.max(other.since) <= self.stamp.min(other.stamp);
+        in_common.then(|| (self.present, &self.sums) == (other.present, &other.sums))
+    }
+}
+
 /// What a store knew about one replica when it was opened.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Recovered {

@@ -7,7 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::config::Config;
-use crate::ids::{BootCount, DeviceId, Epoch, Incarnation, NodeId, Revision, SegmentId, Seq};
+use crate::ids::{BootCount, DeviceId, Epoch, ExtentIndex, Incarnation, NodeId, Revision, SegmentId, Seq};
 use crate::openings::Openings;
 use crate::record::Standing;
 use crate::scrub::ScrubReport;
@@ -85,6 +85,17 @@ pub struct CopyReport {
     pub left: u64,
 }
 
+/// An extent in which a member held something else than what was committed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Differing {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Which extent of it.
+    pub extent: ExtentIndex,
+    /// Whose copy was wrong.
+    pub member: NodeId,
+}
+
 /// A node's regular report; bounded in size and period, storm or not (DESIGN 7).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Report {
@@ -111,6 +122,8 @@ pub struct Report {
     pub mended: u64,
     /// What its scrubs have done.
     pub scrub: ScrubReport,
+    /// What was found by comparing members, the latest; at most [`crate::limits::REPORT_SEGMENTS_MAX`].
+    pub differing: Vec<Differing>,
     /// Flushes its device was asked for since the node started: durable writes, most of them shared by many requests.
     pub flushes: u64,
     /// Replicas here that neither lead, nor hear a primary, nor are being caught up; at most

@@ -50,6 +50,12 @@ pub struct ScrubReport {
     pub done: u64,
     /// Extents found damaged by scrubs.
     pub damaged: u64,
+    /// Extents compared with those of every member, where it led.
+    pub compared: u64,
+    /// Extents that could not be, and are left to the next pass.
+    pub unsettled: u64,
+    /// Members found to hold something else than what was committed, each extent by itself.
+    pub differing: u64,
 }
 
 impl ScrubReport {
@@ -59,6 +65,9 @@ impl ScrubReport {
         self.running |= shard.running;
         self.done += shard.done;
         self.damaged += shard.damaged;
+        self.compared += shard.compared;
+        self.unsettled += shard.unsettled;
+        self.differing += shard.differing;
     }
 }
 
@@ -105,6 +114,12 @@ impl Scrub {
     pub const fn has_read(&mut self, damaged: bool) {
         self.inflight -= 1;
         self.facts.damaged += damaged as u64;
+    }
+
+    /// Whether something is being read.
+    #[must_use]
+    pub const fn is_reading(&self) -> bool {
+        self.inflight > 0
     }
 
     /// There is nothing behind the place it was sent to: the pass is complete.

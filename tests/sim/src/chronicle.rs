@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use engine::store::{Event, Page, Space, Store, Ticket};
+use engine::wire::with_sums;
 use engine_core::ids::{BlockIndex, ExtentIndex, Incarnation, NodeId, SegmentId, Seq};
 use engine_core::record::{Change, Entry, ExtentCopy, Record, Recovered};
 
@@ -59,16 +60,28 @@ pub(crate) struct Watched<S> {
     node: NodeId,
     chronicle: Rc<RefCell<Chronicle>>,
     told: BTreeMap<SegmentId, Told>,
+    /// The next write that begins with this block never gets there; something else does, and its checksums match.
+    pub(crate) loses: Option<(SegmentId, BlockIndex)>,
 }
 
 impl<S: Store> Watched<S> {
     pub(crate) fn new(inner: S, node: NodeId, chronicle: Rc<RefCell<Chronicle>>) -> Self {
-        Self { inner, node, chronicle, told: BTreeMap::new() }
+        Self { inner, node, chronicle, told: BTreeMap::new(), loses: None }
     }
 
     fn begin(&mut self, segment: SegmentId, incarnation: Incarnation, tail: &[Entry]) {
         let tail = tail.iter().map(|entry| (entry.seq, digest(&entry.change))).collect();
         self.told.insert(segment, Told { incarnation, tail });
+    }
+
+    fn lose(&mut self, record: &mut Record) {
+        if let Record::Prepare { segment, entry: Entry { change: Change::Write { block, blocks }, .. }, .. } = record
+            && self.loses == Some((*segment, *block))
+        {
+            self.loses = None;
+            let before: Vec<u8> = blocks.data.iter().map(|byte| !byte).collect();
+            *blocks = with_sums(*segment, *block, before.into());
+        }
     }
 
     fn tell(&mut self, record: &Record) {
@@ -103,8 +116,9 @@ impl<S: Store> Store for Watched<S> {
         recovered
     }
 
-    fn persist(&mut self, records: Vec<Record>, ticket: Ticket) {
+    fn persist(&mut self, mut records: Vec<Record>, ticket: Ticket) {
         records.iter().for_each(|record| self.tell(record));
+        records.iter_mut().for_each(|record| self.lose(record));
         self.inner.persist(records, ticket);
     }
 

@@ -121,6 +121,7 @@ impl Coverage {
             Peer::CopyList { from, .. } if from.0 == 0 => "state: catch-up from a former copy",
             Peer::CopyData { .. } => "state: extent copied",
             Peer::CopyFailed { .. } => "state: extent not readable for a copy",
+            Peer::Differs { .. } => "state: a member was found to hold something else",
             Peer::Refused { .. } => "state: stale epoch refused by a replica",
             _ => return,
         };

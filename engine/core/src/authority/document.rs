@@ -193,6 +193,30 @@ pub struct ScrubInfo {
     pub compared: u64,
     /// Extents found damaged.
     pub damaged_extents: u64,
+    /// Extents of segments it leads that were compared with every other member's.
+    #[serde(default)]
+    pub compared_extents: u64,
+    /// Extents that were written all the time, or a member did not answer: the next pass comes by again.
+    #[serde(default)]
+    pub not_compared_extents: u64,
+    /// Members found to hold something else than what was committed, each extent by itself. They fetched it anew.
+    #[serde(default)]
+    pub differing_extents: u64,
+    /// The latest of them.
+    #[serde(default)]
+    pub differing: Vec<DifferingExtent>,
+}
+
+/// An extent in which a member held something else than what was committed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DifferingExtent {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Number of the extent in it.
+    pub extent: u32,
+    /// Whose copy was wrong.
+    pub member: NodeId,
 }
 
 /// Failure domain that copies of a segment are spread over.

@@ -5,14 +5,20 @@ use alloc::vec::Vec;
 
 use super::Authority;
 use super::document::{
-    Address, Cluster, DamageCounts, Health, NodeInfo, RemirrorCounts, ScrubInfo, SegmentCounts, Status, VolumeInfo,
+    Address, Cluster, DamageCounts, DifferingExtent, Health, NodeInfo, RemirrorCounts, ScrubInfo, SegmentCounts,
+    Status, VolumeInfo,
 };
 use super::records::{SegmentRecord, VolumeState};
 use super::recover::Holding;
 use crate::ids::{NodeId, SegmentId, VolumeId};
 use crate::limits::EXTENT_SIZE;
 use crate::message::{NodeAddress, Report};
+use crate::report::Differing;
 use crate::time::Time;
+
+const fn differing(found: &Differing) -> DifferingExtent {
+    DifferingExtent { segment: found.segment, extent: found.extent.0, member: found.member }
+}
 
 /// In what condition a segment is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -171,6 +177,10 @@ impl Authority {
                 running: presence.report.scrub.running,
                 compared: presence.report.scrub.done * EXTENT_SIZE,
                 damaged_extents: presence.report.scrub.damaged,
+                compared_extents: presence.report.scrub.compared,
+                not_compared_extents: presence.report.scrub.unsettled,
+                differing_extents: presence.report.scrub.differing,
+                differing: presence.report.differing.iter().map(differing).collect(),
             },
             flushes: presence.report.flushes,
             device_lost: record.device_lost,

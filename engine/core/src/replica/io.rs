@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use crate::config::Config;
 use crate::ids::{BlockIndex, ExtentIndex, Generation, Incarnation, NodeId, PermitId, SegmentId, Seq};
 use crate::message::{Decision, Lane, Peer, Reply, Request, ToAuthority};
-use crate::record::{Blocks, ExtentCopy, Record};
+use crate::record::{Blocks, ExtentCopy, ExtentDigest, Record};
 use crate::time::Time;
 
 /// The shell's name for a client's connection. Unique within one boot, never reused.
@@ -97,6 +97,22 @@ pub enum Input {
     },
     /// A scrub, or whoever else looked, found this extent damaged.
     Damaged(ExtentIndex),
+    /// A scrub has read this extent, and it matches its checksums.
+    Scrubbed {
+        /// Which.
+        extent: ExtentIndex,
+        /// What is in it.
+        digest: ExtentDigest,
+    },
+    /// An [`Effect::Digest`] is done; `None` when the extent cannot be read.
+    Digest {
+        /// Who wanted it; this very node, to compare with the others.
+        to: NodeId,
+        /// Which.
+        extent: ExtentIndex,
+        /// What is in it.
+        digest: Option<ExtentDigest>,
+    },
     /// An [`Effect::List`] is answered.
     Listed {
         /// What it was for.
@@ -229,6 +245,13 @@ pub enum Effect {
     },
     /// Read one extent with its stamp for a copy; `Input::Extent`.
     ReadExtent {
+        /// For whom.
+        to: NodeId,
+        /// Which.
+        extent: ExtentIndex,
+    },
+    /// Read one extent in order to compare it; `Input::Digest`.
+    Digest {
         /// For whom.
         to: NodeId,
         /// Which.

@@ -59,6 +59,9 @@ struct Mend {
     tries: usize,
     stage: Stage,
     reads: Vec<Waiting>,
+    /// It matches its checksums and is not what was committed (`compare`): only this says so, so it is kept until it is
+    /// mended.
+    wrong: bool,
 }
 
 impl Mend {
@@ -97,6 +100,27 @@ impl Mends {
         self.extents.values_mut().flat_map(|mend| mend.reads.drain(..)).map(|waiting| waiting.purpose)
     }
 
+    /// Whether this extent waits for its content.
+    pub(super) fn is_mending(&self, extent: ExtentIndex) -> bool {
+        self.extents.get(&extent).is_some_and(|mend| !matches!(mend.stage, Stage::Done(_)))
+    }
+
+    /// Whether it does although its checksums match.
+    pub(super) fn is_wrong(&self, extent: ExtentIndex) -> bool {
+        self.is_mending(extent) && self.extents.get(&extent).is_some_and(|mend| mend.wrong)
+    }
+
+    /// First of these blocks that must not be shown although its checksum matches.
+    pub(super) fn first_wrong(&self, block: BlockIndex, count: u32) -> Option<BlockIndex> {
+        if self.extents.is_empty() {
+            return None;
+        }
+        let (first, last) = (block.0 / EXTENT_BLOCKS, (block.0 + count.saturating_sub(1)) / EXTENT_BLOCKS);
+        let extents = self.extents.range(ExtentIndex(first)..=ExtentIndex(last)).map(|(extent, _)| *extent);
+        let wrong = extents.into_iter().find(|extent| self.is_wrong(*extent))?;
+        Some(BlockIndex((wrong.0 * EXTENT_BLOCKS).max(block.0)))
+    }
+
     pub(super) fn forget_client(&mut self, client: ClientRef) {
         for mend in self.extents.values_mut() {
             mend.reads.retain(|waiting| waiting.purpose.client != client);
@@ -131,8 +155,18 @@ impl Replica {
             return;
         }
         let (lowest, stage) = (self.log.commit(), Stage::Asking { of: None, again: now });
-        self.mends.extents.insert(extent, Mend { since: now, lowest, tries: 0, stage, reads: Vec::new() });
+        self.mends
+            .extents
+            .insert(extent, Mend { since: now, lowest, tries: 0, stage, reads: Vec::new(), wrong: false });
         self.ask_in_turn(now, effects);
+    }
+
+    /// What is here is not what was committed, whatever its checksums say: fetched anew, and shown to nobody until then.
+    pub(super) fn suspect(&mut self, now: Time, extent: ExtentIndex, effects: &mut Effects) {
+        self.mend(now, extent, effects);
+        if let Some(mend) = self.mends.extents.get_mut(&extent) {
+            mend.wrong = true;
+        }
     }
 
     /// Asks for what is due, a bounded number at a time.
@@ -249,6 +283,7 @@ impl Replica {
             }
             let Some(mend) = self.mends.extents.get(&extent) else { continue };
             match mend.stage {
+                Stage::Asking { .. } if mend.wrong => {}
                 Stage::Asking { .. } if now >= mend.since + PATIENCE => drop(self.mends.extents.remove(&extent)),
                 Stage::Done(at) if now >= at + REST => drop(self.mends.extents.remove(&extent)),
                 _ => {}

@@ -26,6 +26,7 @@ use crate::time::{Span, Time};
 
 mod announce;
 mod candidate;
+mod compare;
 mod election;
 mod flapping;
 mod follower;
@@ -42,6 +43,8 @@ mod recover;
 mod source;
 mod wake;
 
+pub use compare::Compared;
+use compare::Said;
 use io::{ClientRef, Durable, Effect, Effects, Input, ReadPurpose, RoleName, View};
 
 /// One copy of one segment.
@@ -73,6 +76,8 @@ pub struct Replica {
     salvage: Vec<Entry>,
     /// Damaged extents that are being fetched from another member (I14).
     mends: mend::Mends,
+    /// What comparing members with each other has found.
+    compared: Compared,
 }
 
 /// What is known of the live connection to a peer. Absent: nothing yet.
@@ -161,6 +166,7 @@ impl Replica {
             look,
             salvage,
             mends: mend::Mends::default(),
+            compared: Compared::default(),
         }
     }
 
@@ -193,6 +199,8 @@ impl Replica {
             Input::Allocation { purpose, runs } => self.on_allocation(now, purpose, runs, effects),
             Input::Extent { to, extent, copy } => self.on_extent(now, to, extent, copy, effects),
             Input::Damaged(extent) => self.mend(now, extent, effects),
+            Input::Scrubbed { extent, digest } => self.on_scrubbed(now, extent, digest, effects),
+            Input::Digest { to, extent, digest } => self.on_digest(now, to, extent, digest, effects),
             Input::Listed { purpose, from, listed, next } => self.on_listed(now, purpose, from, listed, next, effects),
             Input::Recover(config) => self.on_recover(now, config, effects),
             Input::StoreFailed => self.role = Role::Failed,
@@ -212,6 +220,7 @@ impl Replica {
         self.forget_wish(now);
         self.early_tick(now, effects);
         self.mend_tick(now, effects);
+        self.compare_tick(now, effects);
         self.stopping_tick(now, effects);
     }
 
@@ -252,6 +261,10 @@ impl Replica {
             Peer::CopyGet { extent, .. } => self.on_copy_get(from, extent, effects),
             Peer::CopyData { copy, .. } => self.on_copy_data(now, from, copy, effects),
             Peer::CopyFailed { extent, .. } => self.on_copy_failed(now, from, extent),
+            Peer::Compare { extent } => self.on_compare(from, extent, effects),
+            Peer::Compared { extent, digest } => self.on_compared(now, from, extent, Said::Holds(digest), effects),
+            Peer::CompareFailed { extent } => self.on_compared(now, from, extent, Said::Unreadable, effects),
+            Peer::Differs { extent } => self.on_differs(now, from, extent, effects),
             Peer::CaughtUp { epoch, durable, copied: _ } => self.on_caught_up(now, from, epoch, durable, effects),
             Peer::TakeOver { generation } => self.on_take_over(now, from, generation, effects),
             Peer::Leaving { epoch } => self.on_leaving(now, from, epoch, effects),

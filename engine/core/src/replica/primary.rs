@@ -52,6 +52,8 @@ pub(super) struct Primary {
     reads: VecDeque<Asked>,
     /// Confirm this generation when the commit point has reached the entry.
     fence: Option<(Generation, Seq)>,
+    /// Members compared with each other (I14).
+    pub(super) comparing: super::compare::Comparing,
     began: Time,
     /// Somebody would like another member to lead.
     pub(super) wish: Option<super::handover::Wish>,
@@ -136,6 +138,7 @@ impl Replica {
             writes: VecDeque::new(),
             reads: VecDeque::new(),
             fence: None,
+            comparing: super::compare::Comparing::default(),
             began: now,
             wish: None,
         }));
@@ -378,7 +381,7 @@ impl Replica {
         }
         let undecided = commit < primary.began_with;
         let waiting = core::mem::take(&mut primary.reads);
-        let mut kept = VecDeque::new();
+        let (mut kept, mut wrong) = (VecDeque::new(), Vec::new());
         for asked in waiting {
             let (Op::Read { block, count } | Op::Allocation { block, count }) = asked.request.op else { continue };
             // I5: what this epoch began with may have been acknowledged by an earlier one; until it is committed here, a
@@ -389,6 +392,10 @@ impl Replica {
             }
             // The epoch it is read in comes back with the answer.
             let purpose = ReadPurpose { client: asked.client, request: Request { epoch, ..asked.request } };
+            if let Some(block) = self.mends.first_wrong(block, count) {
+                wrong.push((purpose, block));
+                continue;
+            }
             effects.push(match purpose.request.op {
                 Op::Allocation { .. } => Effect::Allocation { block, count, purpose },
                 _ => Effect::Read { block, count, purpose },
@@ -396,6 +403,10 @@ impl Replica {
         }
         if let Role::Primary(primary) = &mut self.role {
             primary.reads = kept;
+        }
+        // I14: its checksums match, and it is not what was committed.
+        for (purpose, block) in wrong {
+            self.on_damaged_read(now, purpose, block, effects);
         }
     }
 

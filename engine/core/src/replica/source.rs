@@ -102,7 +102,10 @@ impl Replica {
 
     pub(super) fn on_copy_get(&self, from: NodeId, extent: ExtentIndex, effects: &mut Effects) {
         let inside = extent.0 < self.meta.config.extents;
-        if inside && self.may_copy(from) {
+        if self.mends.is_wrong(extent) && self.may_copy(from) {
+            let epoch = self.meta.config.epoch;
+            effects.send_bulk(from, Peer::CopyFailed { epoch, extent });
+        } else if inside && self.may_copy(from) {
             effects.push(Effect::ReadExtent { to: from, extent });
         }
     }

@@ -26,7 +26,8 @@ impl Replica {
             Role::Stale | Role::Failed => None,
         };
         let fence = if let Role::Primary(primary) = &self.role { primary.fence_waits_until() } else { None };
-        [of_role, fence, self.handover_wakes(), self.mends.wakes()].into_iter().flatten().min()
+        let compares = if let Role::Primary(primary) = &self.role { primary.comparing.wakes() } else { None };
+        [of_role, fence, compares, self.handover_wakes(), self.mends.wakes()].into_iter().flatten().min()
     }
 }
 
@@ -42,13 +43,18 @@ pub(super) const fn matters(input: &Input) -> bool {
             | Input::Read { .. }
             | Input::Allocation { .. }
             | Input::Extent { .. }
+            | Input::Scrubbed { .. }
+            | Input::Digest { .. }
             | Input::Durable(Durable::Log { .. })
             | Input::Peer {
                 message: Peer::PrepareAck { .. }
                     | Peer::Beat { .. }
                     | Peer::BeatAck { .. }
                     | Peer::CopyList { .. }
-                    | Peer::CopyGet { .. },
+                    | Peer::CopyGet { .. }
+                    | Peer::Compare { .. }
+                    | Peer::Compared { .. }
+                    | Peer::CompareFailed { .. },
                 ..
             }
     )

@@ -3,6 +3,7 @@
 use engine_core::fair::Cost;
 use engine_core::ids::{NodeId, SegmentId};
 use engine_core::limits::COPY_PAGE;
+use engine_core::message::Peer;
 use engine_core::replica::io::{Effect, Input};
 use engine_core::time::Time;
 
@@ -55,6 +56,10 @@ impl<S: Store, W: Wires> Quay<S, W> {
                 let ticket = self.wait_for(Waiting::Extent { segment, birth, to, extent });
                 self.store.read_extent(segment, extent, ticket);
             }
+            Effect::Digest { to, extent } => {
+                let ticket = self.wait_for(Waiting::Digest { segment, birth, to, extent });
+                self.store.read_extent(segment, extent, ticket);
+            }
             Effect::Allocation { block, count, purpose } => {
                 let runs = self.store.allocation(segment, block, count);
                 self.given_back.push_back((segment, Input::Allocation { purpose, runs }));
@@ -64,6 +69,9 @@ impl<S: Store, W: Wires> Quay<S, W> {
                 self.given_back.push_back((segment, Input::Listed { purpose, from, listed, next }));
             }
             Effect::Send { to, lane, message } => {
+                if let Peer::Differs { extent } = message {
+                    tracing::warn!(%segment, %extent, member = %to, "a scrub found a member that holds something else");
+                }
                 if let Some(Slot::Open(open)) = self.slots.get(&segment) {
                     let incarnation = open.incarnation;
                     self.send(to, lane, segment, incarnation, message);
@@ -137,7 +145,11 @@ impl<S: Store, W: Wires> Quay<S, W> {
                     self.give_back(segment, birth, Input::Extent { to, extent, copy: result.ok() });
                 }
                 Some(Waiting::Scrub { segment, birth, extent }) => {
-                    self.scrubbed(segment, birth, extent, result.err());
+                    self.scrubbed(segment, birth, extent, result);
+                }
+                Some(Waiting::Digest { segment, birth, to, extent }) => {
+                    let digest = result.ok().map(|copy| self.digest(segment, &copy));
+                    self.give_back(segment, birth, Input::Digest { to, extent, digest });
                 }
                 _ => {} // its replica is gone
             },

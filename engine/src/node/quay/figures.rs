@@ -3,6 +3,8 @@
 use engine_core::ids::SegmentId;
 use engine_core::limits::REPORT_SEGMENTS_MAX;
 use engine_core::message::{CopyReport, HeldConfig, ReplicaReport, Report};
+use engine_core::replica::Compared;
+use engine_core::report::Differing;
 use engine_core::scrub::{Scrub, ScrubReport};
 use engine_core::time::Time;
 
@@ -32,10 +34,23 @@ pub struct Figures {
     pub mended: u64,
     /// What the scrub has done.
     pub scrub: ScrubReport,
+    /// What was found by comparing members; at most [`REPORT_SEGMENTS_MAX`].
+    pub differing: Vec<Differing>,
     /// Flushes the device was asked for since the start.
     pub flushes: u64,
     /// Replicas that are nobody's; at most [`REPORT_SEGMENTS_MAX`].
     pub stranded: Vec<ReplicaReport>,
+}
+
+impl Figures {
+    fn note_compared(&mut self, segment: SegmentId, compared: &Compared) {
+        self.scrub.compared += compared.extents;
+        self.scrub.unsettled += compared.unsettled;
+        self.scrub.differing += compared.differing;
+        let room = REPORT_SEGMENTS_MAX.saturating_sub(self.differing.len());
+        let latest = compared.latest.iter().take(room);
+        self.differing.extend(latest.map(|(extent, member)| Differing { segment, extent: *extent, member: *member }));
+    }
 }
 
 impl<S: Store, W: Wires> Quay<S, W> {
@@ -53,6 +68,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
         for open in self.machines() {
             figures.replicas += 1;
             figures.mended += open.replica.mended();
+            figures.note_compared(open.replica.segment(), open.replica.compared());
             if open.replica.is_serving() {
                 figures.serving += 1;
             } else if open.replica.should_serve() && figures.not_serving.len() < REPORT_SEGMENTS_MAX {
@@ -110,11 +126,13 @@ pub fn report(shards: &[Figures]) -> Report {
         report.damaged_structures += shard.damaged_structures;
         report.mended += shard.mended;
         report.scrub.add(&shard.scrub);
+        report.differing.extend(&shard.differing);
         report.flushes += shard.flushes;
         report.stranded.extend(shard.stranded.iter().cloned());
     }
     report.not_serving.truncate(REPORT_SEGMENTS_MAX);
     report.copies.truncate(REPORT_SEGMENTS_MAX);
+    report.differing.truncate(REPORT_SEGMENTS_MAX);
     report.stranded.truncate(REPORT_SEGMENTS_MAX);
     report
 }

@@ -79,6 +79,8 @@ enum Waiting {
     Read { segment: SegmentId, birth: u64, purpose: ReadPurpose },
     /// A machine's read of an extent.
     Extent { segment: SegmentId, birth: u64, to: NodeId, extent: ExtentIndex },
+    /// A machine's read of an extent that it compares.
+    Digest { segment: SegmentId, birth: u64, to: NodeId, extent: ExtentIndex },
     /// The scrub's read of an extent.
     Scrub { segment: SegmentId, birth: u64, extent: ExtentIndex },
     /// A replica's first record.
@@ -95,6 +97,7 @@ impl Waiting {
             Self::Then { segment, .. }
             | Self::Read { segment, .. }
             | Self::Extent { segment, .. }
+            | Self::Digest { segment, .. }
             | Self::Scrub { segment, .. }
             | Self::Create(segment)
             | Self::Drop(segment, _) => *segment,

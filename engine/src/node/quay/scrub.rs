@@ -2,6 +2,7 @@
 
 use engine_core::ids::{ExtentIndex, SegmentId, Seq};
 use engine_core::limits::SCRUB_YIELD;
+use engine_core::record::{ExtentCopy, ExtentDigest};
 use engine_core::replica::io::Input;
 use engine_core::time::Time;
 
@@ -26,9 +27,16 @@ impl<S: Store, W: Wires> Quay<S, W> {
                 // A pass begins: checksums in memory would hide what has become of them on the device.
                 self.store.look_anew();
             }
+            // Members are compared one extent at a time: the pass keeps to that, and ends behind it.
+            if matches!(self.slots.get(&at.0), Some(Slot::Open(open)) if open.replica.is_comparing()) {
+                return;
+            }
             let home = self.next_home(at);
             let Some(scrub) = &mut self.scrub else { return };
             let Some((segment, birth, extent)) = home else {
+                if scrub.is_reading() {
+                    return;
+                }
                 scrub.ends();
                 continue;
             };
@@ -48,8 +56,14 @@ impl<S: Store, W: Wires> Quay<S, W> {
         })
     }
 
-    pub(super) fn scrubbed(&mut self, segment: SegmentId, birth: u64, extent: ExtentIndex, found: Option<ReadError>) {
-        let damaged = matches!(found, Some(ReadError::Damaged(_)));
+    pub(super) fn scrubbed(
+        &mut self,
+        segment: SegmentId,
+        birth: u64,
+        extent: ExtentIndex,
+        result: Result<ExtentCopy, ReadError>,
+    ) {
+        let damaged = matches!(result, Err(ReadError::Damaged(_)));
         if let Some(scrub) = &mut self.scrub {
             scrub.has_read(damaged);
         }
@@ -57,5 +71,17 @@ impl<S: Store, W: Wires> Quay<S, W> {
             tracing::warn!(%segment, %extent, "a scrub found damage");
             self.give_back(segment, birth, Input::Damaged(extent));
         }
+        if let Ok(copy) = result {
+            let digest = self.digest(segment, &copy);
+            self.give_back(segment, birth, Input::Scrubbed { extent, digest });
+        }
+    }
+
+    /// A copy in short. What was committed since it was read only makes it say less: a change it does not hold is above its
+    /// stamp.
+    pub(super) fn digest(&self, segment: SegmentId, copy: &ExtentCopy) -> ExtentDigest {
+        let (listed, _) = self.store.list(segment, Seq(0), copy.extent, 1);
+        let since = listed.first().filter(|(extent, _)| *extent == copy.extent).map(|(_, stamp)| *stamp);
+        ExtentDigest::of(copy, since.unwrap_or_default())
     }
 }

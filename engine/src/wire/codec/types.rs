@@ -13,7 +13,8 @@ use engine_core::message::{
     PermitAsk, Proposal, Refusal, Registration, ReplicaReport, Reply, Report, Request, Settings, ToAuthority,
 };
 use engine_core::openings::{Opening, Openings};
-use engine_core::record::{Change, Entry, ExtentCopy, Standing};
+use engine_core::record::{Change, Entry, ExtentCopy, ExtentDigest, Standing};
+use engine_core::report::Differing;
 use engine_core::scrub::ScrubReport;
 use engine_core::time::{Span, Time};
 
@@ -211,8 +212,10 @@ fields! {
     ReplicaReport { segment, incarnation, epoch, log_epoch, standing, commit, last }
     HeldConfig { config, promised }
     CopyReport { segment, full, copied, left }
-    Report { booked, used, replicas, serving, not_serving, copies, copied_bytes, corrupt_blocks, damaged_structures, mended, scrub, flushes, stranded }
-    ScrubReport { passes, running, done, damaged }
+    Report { booked, used, replicas, serving, not_serving, copies, copied_bytes, corrupt_blocks, damaged_structures, mended, scrub, differing, flushes, stranded }
+    ScrubReport { passes, running, done, damaged, compared, unsettled, differing }
+    Differing { segment, extent, member }
+    ExtentDigest { since, stamp, present, sums }
     Settings { grace }
     Hello { cluster, who }
     Welcome { cluster, node, boot, shards }
@@ -250,6 +253,10 @@ variants! {
         22 = Leaving { epoch },
         23 = Farewell { epoch },
         24 = TakeOver { generation },
+        25 = Compare { extent },
+        26 = Compared { extent, digest },
+        27 = CompareFailed { extent },
+        28 = Differs { extent },
     }
     Op {
         1 = Read { block, count },

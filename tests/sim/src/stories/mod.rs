@@ -38,6 +38,7 @@ macro_rules! told {
 
 mod attachments;
 mod balance;
+mod comparing;
 mod copies;
 mod exits;
 mod leases;
@@ -51,9 +52,10 @@ mod weather;
 /// All stories.
 pub fn stories() -> impl Iterator<Item = &'static Story> {
     // One line each: who adds a file touches nobody else's.
-    let all: [&[Story]; 11] = [
+    let all: [&[Story]; 12] = [
         attachments::STORIES,
         balance::STORIES,
+        comparing::STORIES,
         copies::STORIES,
         exits::STORIES,
         leases::STORIES,

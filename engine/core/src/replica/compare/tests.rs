@@ -1,0 +1,124 @@
+//! What a round says, by what was said in it; a member that is told that it is wrong.
+
+use super::*;
+use crate::config::Config;
+use crate::ids::{Epoch, Generation, Incarnation, SegmentId, Seq, VolumeId};
+use crate::record::{ExtentCopy, Meta, Recovered, Standing};
+use crate::replica::io::Input;
+use crate::time::Span;
+
+const OWN: NodeId = NodeId(1);
+const EXTENT: ExtentIndex = ExtentIndex(3);
+
+/// What is in the extent from `since` to `stamp`; one block, with this checksum.
+fn digest(since: u64, stamp: u64, sum: u32) -> ExtentDigest {
+    ExtentDigest { since: Seq(since), stamp: Seq(stamp), present: 1, sums: vec![sum] }
+}
+
+fn verdict(own: ExtentDigest, others: &[ExtentDigest]) -> Verdict {
+    let members = (2..).map(NodeId).zip(others.iter().cloned().map(Said::Holds)).collect();
+    let round = Round { extent: EXTENT, own: Some(own), members, tries: 1, pauses: false, acts_at: Time(0) };
+    round.verdict(OWN)
+}
+
+#[test]
+fn who_differs_is_found_where_both_tell_of_one_state() {
+    let (right, wrong) = (digest(5, 20, 7), |since, stamp| digest(since, stamp, 8));
+    let nobody = Verdict::Wrong(vec![]);
+    assert_eq!(verdict(right.clone(), &[digest(5, 6, 7), digest(20, 30, 7)]), nobody);
+    // A copy came in there at 12: its stamp says so, its content is the same.
+    assert_eq!(verdict(right.clone(), &[digest(12, 12, 7)]), nobody);
+    // It never heard of the change at 5, although it says so.
+    assert_eq!(verdict(right.clone(), &[wrong(0, 9)]), Verdict::Wrong(vec![NodeId(2)]));
+    // It has not heard of the commit point yet, or has something newer.
+    assert_eq!(verdict(right.clone(), &[wrong(0, 4)]), Verdict::Again);
+    assert_eq!(verdict(right.clone(), &[wrong(21, 30)]), Verdict::Again);
+    assert_eq!(verdict(right.clone(), &[wrong(5, 6), wrong(21, 30)]), Verdict::Again, "all or none");
+    assert_eq!(verdict(right.clone(), &[wrong(5, 6), digest(5, 6, 7)]), Verdict::Wrong(vec![NodeId(2)]));
+    assert_eq!(verdict(right.clone(), &[wrong(5, 6), digest(5, 6, 9)]), Verdict::Wrong(vec![NodeId(2), NodeId(3)]));
+    // Both others say the same: the primary is the one that lost it.
+    assert_eq!(verdict(right.clone(), &[wrong(5, 6), wrong(6, 9)]), Verdict::Wrong(vec![OWN]));
+    let zeros = ExtentDigest { present: 0, sums: vec![], ..right };
+    assert_eq!(verdict(digest(5, 20, 7), &[zeros]), Verdict::Wrong(vec![NodeId(2)]));
+}
+
+fn open(node: NodeId) -> (Replica, Time) {
+    let segment = SegmentId { volume: VolumeId(1), index: 0 };
+    let members = vec![OWN, NodeId(2)];
+    let config = Config {
+        segment,
+        incarnation: Incarnation(1),
+        epoch: Epoch(4),
+        primary: OWN,
+        members: members.clone(),
+        candidates: vec![],
+        electable: members,
+        former: vec![],
+        generation: Generation(1),
+        copies: 2,
+        min_copies: 1,
+        extents: 512,
+    };
+    let meta = Meta { promised: Epoch(4), log_epoch: Epoch(4), config, standing: Standing::Member };
+    let recovered = Recovered { segment, meta, commit: Seq(5), tail: vec![], damaged: false };
+    let now = Time(0) + Span::seconds(10);
+    (Replica::open(node, recovered, Span::seconds(1), now, 1), now)
+}
+
+fn say(replica: &mut Replica, now: Time, input: Input) -> Vec<Effect> {
+    let mut effects = Effects::new();
+    replica.handle(now, input, &mut effects);
+    effects.drain().collect()
+}
+
+fn hear(replica: &mut Replica, now: Time, from: NodeId, message: Peer) -> Vec<Effect> {
+    say(replica, now, Input::Peer { from, message })
+}
+
+fn sent(effects: &[Effect], what: impl Fn(&Peer) -> bool) -> usize {
+    effects.iter().filter(|effect| matches!(effect, Effect::Send { message, .. } if what(message))).count()
+}
+
+/// In step with its primary, everything up to 5 committed.
+fn backup() -> (Replica, Time) {
+    let (mut replica, now) = open(NodeId(2));
+    say(&mut replica, now, Input::PeerUp(OWN));
+    let config = replica.config().clone();
+    hear(&mut replica, now, OWN, Peer::Advance { config, log_epoch: Epoch(4), commit: Seq(5), sent: now });
+    (replica, now)
+}
+
+#[test]
+fn a_member_that_differs_fetches_the_extent_and_gives_it_to_nobody_meanwhile() {
+    let (mut replica, now) = backup();
+    let asks = |effects: &[Effect]| sent(effects, |message| matches!(message, Peer::CopyGet { .. }));
+    let refuses = |effects: &[Effect]| sent(effects, |message| matches!(message, Peer::CopyFailed { .. }));
+    let differs = Peer::Differs { extent: EXTENT };
+    assert_eq!(asks(&hear(&mut replica, now, NodeId(3), differs.clone())), 0, "only its primary can say so");
+    assert_eq!(asks(&hear(&mut replica, now, OWN, Peer::Differs { extent: ExtentIndex(512) })), 0);
+    assert_eq!(asks(&hear(&mut replica, now, OWN, differs)), 1);
+    let get = Peer::CopyGet { epoch: Epoch(4), extent: EXTENT };
+    assert_eq!(refuses(&hear(&mut replica, now, OWN, get.clone())), 1);
+    let compared = hear(&mut replica, now, OWN, Peer::Compare { extent: EXTENT });
+    assert_eq!(sent(&compared, |message| matches!(message, Peer::CompareFailed { .. })), 1);
+    // Nobody answers for a long time. What only the comparison knew is not forgotten.
+    let later = now + Span::seconds(100);
+    hear(&mut replica, later, OWN, Peer::Beat { epoch: Epoch(4), commit: Seq(5), sent: later });
+    assert_eq!(asks(&say(&mut replica, later, Input::Tick)), 1);
+    let blocks = crate::record::Blocks::default();
+    let copy = ExtentCopy { extent: EXTENT, stamp: Seq(5), present: 0, blocks };
+    let mends = hear(&mut replica, later, OWN, Peer::CopyData { epoch: Epoch(4), copy });
+    assert!(matches!(mends.as_slice(), [Effect::Mend { .. }]), "{mends:?}");
+    say(&mut replica, later, Input::Durable(crate::replica::io::Durable::Mended(EXTENT)));
+    let given = hear(&mut replica, later, OWN, get);
+    assert!(matches!(given.as_slice(), [Effect::ReadExtent { .. }]), "{given:?}");
+}
+
+#[test]
+fn who_does_not_lead_compares_nothing() {
+    let (mut replica, now) = backup();
+    let effects = say(&mut replica, now, Input::Scrubbed { extent: EXTENT, digest: digest(1, 5, 7) });
+    assert!(effects.is_empty() && !replica.is_comparing());
+    assert!(hear(&mut replica, now, OWN, Peer::Compared { extent: EXTENT, digest: digest(1, 5, 8) }).is_empty());
+    assert_eq!(replica.compared(), &Compared::default());
+}
