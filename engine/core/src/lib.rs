@@ -13,6 +13,7 @@ extern crate std;
 pub mod authority;
 pub mod client;
 pub mod config;
+pub mod decision;
 pub mod epoch;
 pub mod fair;
 pub mod gather;

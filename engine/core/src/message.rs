@@ -7,11 +7,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::config::Config;
+pub use crate::decision::Decision;
 use crate::ids::{
     BlockIndex, BootCount, Epoch, ExtentIndex, Generation, Incarnation, NodeId, PermitId, RequestId, Revision,
     SegmentId, Seq, Session,
 };
-use crate::limits::TEXT_BYTES_MAX;
 use crate::record::{Blocks, Change, Entry, ExtentCopy, ExtentDigest, Standing};
 pub use crate::report::{CopyReport, HeldConfig, NodeAddress, Registration, ReplicaReport, Report};
 use crate::time::{Span, Time};
@@ -476,40 +476,6 @@ pub enum ToAuthority {
         /// Which life.
         incarnation: Incarnation,
     },
-}
-
-/// What became of a proposal.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Decision {
-    /// Installed, durably.
-    Installed(Config),
-    /// The configuration was not `expected`; it is this. Nothing changed.
-    Conflict(Config),
-    /// Not allowed, and why; the configuration is still this one.
-    Denied(Config, String),
-    /// There is no such segment (any more).
-    Unknown(SegmentId),
-}
-
-impl Decision {
-    /// The segment it is about.
-    #[must_use]
-    pub const fn segment(&self) -> SegmentId {
-        match self {
-            Self::Installed(config) | Self::Conflict(config) | Self::Denied(config, _) => config.segment,
-            Self::Unknown(segment) => *segment,
-        }
-    }
-
-    /// Bytes it needs in a message, at most.
-    #[must_use]
-    pub fn wire_bytes(&self) -> usize {
-        let reason = if let Self::Denied(_, reason) = self { reason.len().min(TEXT_BYTES_MAX) } else { 0 };
-        match self {
-            Self::Installed(config) | Self::Conflict(config) | Self::Denied(config, _) => config.wire_bytes() + reason,
-            Self::Unknown(_) => 16,
-        }
-    }
 }
 
 /// Cluster-wide settings, told to every node when it registers.
