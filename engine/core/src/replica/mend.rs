@@ -262,8 +262,10 @@ impl Replica {
         mend.stage = Stage::Done(now);
         self.mends.mended += 1;
         for Waiting { purpose, .. } in core::mem::take(&mut mend.reads) {
-            if let Op::Read { block, count } = purpose.request.op {
-                effects.push(Effect::Read { block, count, purpose });
+            match purpose.request.op {
+                Op::Read { block, count } => effects.push(Effect::Read { block, count, purpose }),
+                Op::Allocation { block, count } => effects.push(Effect::Allocation { block, count, purpose }),
+                _ => {}
             }
         }
         self.ask_in_turn(now, effects);
