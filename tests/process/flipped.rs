@@ -13,13 +13,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::devices::Start;
-use crate::support::cluster::{PATIENCE, SMALL, Shape, TestCluster};
+use crate::support::cluster::{PATIENCE, THREE, TestCluster};
 use crate::support::gateway::Gateway;
 use crate::support::nbd::Nbd;
 use crate::support::{alone, wait_for};
 
-/// One shard each, small enough to be looked through.
-const THREE: Shape = Shape { nodes: 3, device: "256M", ..SMALL };
 const BLOCK: usize = 4096;
 const EXTENT: usize = 32 * BLOCK;
 /// Blocks begin with their number above this, so that they are known on the device.
@@ -93,7 +91,7 @@ struct Device {
 
 impl Device {
     fn of(cluster: &TestCluster, node: &str) -> Self {
-        let path = PathBuf::from(cluster.node(node)["device"].as_str().expect("a path"));
+        let path = cluster.device(node);
         let file = OpenOptions::new().read(true).write(true).open(&path).expect("the device of a node");
         let inspected = cluster.json(&["store", "inspect", &path.to_string_lossy()]);
         Self { file, path, inspected }
@@ -171,13 +169,11 @@ impl Device {
 
 /// Structure and verdict of every problem `store check --data` lists, and its exit code.
 fn check(cluster: &TestCluster, device: &Device) -> (Option<i32>, Vec<(String, String)>) {
-    let args = ["store", "check", "--data", "-o", "json", &device.path.to_string_lossy()];
-    let output = cluster.command(&args).output().expect("nodectl runs");
-    let document: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let (exit, document, _) = cluster.check_device(&device.path);
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let problems = document["problems"].as_array().cloned().unwrap_or_default();
     let problems = problems.iter().map(|problem| (text(&problem["structure"]), text(&problem["verdict"]))).collect();
-    (output.status.code(), problems)
+    (exit, problems)
 }
 
 /// How the node ends before its bits are flipped.

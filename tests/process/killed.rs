@@ -4,16 +4,15 @@
 //! Clean is what `nodectl store check --data` says: every written block matches its checksum, every slab is owned once and
 //! none is lost. Nodes die while they write, apply, make checkpoints and are caught up; alone and two of three at once.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use engine_core::random::Random;
 
-use crate::support::cluster::{PATIENCE, SMALL, Shape, TestCluster};
+use crate::support::cluster::{PATIENCE, THREE, TestCluster};
 use crate::support::{alone, child, wait_for};
 
-/// A WAL so small that the load goes round it.
-const THREE: Shape = Shape { nodes: 3, device: "256M", ..SMALL };
+/// Every way a write can go: by the WAL, past it into slabs of its own, as zeros and as holes.
+const KINDS: &[&str] = &["--bs", "4k,16k,256k,1M", "--zeroes", "15"];
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
@@ -21,17 +20,13 @@ fn number(variable: &str, default: u64) -> u64 {
 
 /// The device of a process that has ended, by whatever end.
 fn is_clean(cluster: &TestCluster, node: &str, story: &str) {
-    let path = PathBuf::from(cluster.node(node)["device"].as_str().expect("a path"));
-    let args = ["store", "check", "--data", "-o", "json", &path.to_string_lossy()];
+    let device = cluster.device(node);
     // What the process had under way is the kernel's to end: until then the device is in use, which is said by an exit
     // code of its own.
-    let found = wait_for("the device to be free", PATIENCE, || {
-        let output = cluster.command(&args).output().expect("nodectl runs");
-        match output.status.code() {
-            Some(0) => Ok(None),
-            Some(7) => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
-            _ => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
+    let found = wait_for("the device to be free", PATIENCE, || match cluster.check_device(&device) {
+        (Some(0), ..) => Ok(None),
+        (Some(7), document, _) => Ok(Some(document)),
+        (.., said) => Err(said),
     });
     assert_eq!(found, None, "{story}: the device of {node} is not clean");
 }
@@ -56,7 +51,7 @@ fn whenever_nodes_are_killed_their_devices_are_clean_and_nothing_is_lost() {
     let (rounds, seed) = (number("BREAKWATER_KILLS", 8), number("BREAKWATER_SEED", 1));
     let cluster = TestCluster::start("killed", THREE);
     cluster.create("v", "64M", &[]);
-    let load = cluster.load("v", 3600);
+    let load = cluster.load_of("v", 3600, KINDS);
     let nodes = cluster.nodes();
     let mut random = Random::new(seed);
     for round in 0..rounds {

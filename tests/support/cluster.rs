@@ -1,6 +1,6 @@
 //! A local cluster of real processes in a directory of its own, driven by `nodectl` as an operator would.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -29,6 +29,9 @@ pub(crate) struct Shape {
 /// Small enough for a laptop, large enough for three copies and a spare node.
 pub(crate) const SMALL: Shape = Shape { nodes: 4, zones: 1, device: "1G", grace: "600s" };
 
+/// Three copies and nobody else; one shard each, small enough to be looked through, and a WAL that a load goes round.
+pub(crate) const THREE: Shape = Shape { nodes: 3, device: "256M", ..SMALL };
+
 /// A cluster that ends with the story.
 pub(crate) struct TestCluster {
     up: Child,
@@ -56,7 +59,7 @@ impl TestCluster {
     }
 
     /// The cluster's directory.
-    pub(crate) fn dir(&self) -> std::path::PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         self.scratch.join("d")
     }
 
@@ -119,6 +122,19 @@ impl TestCluster {
         let nodes = description["nodes"].as_array().cloned().unwrap_or_default();
         let found = nodes.into_iter().find(|entry| entry["id"] == node);
         found.unwrap_or_else(|| panic!("cluster.json names no {node}: {description}"))
+    }
+
+    /// The device of a node.
+    pub(crate) fn device(&self, node: &str) -> PathBuf {
+        PathBuf::from(self.node(node)["device"].as_str().expect("a path"))
+    }
+
+    /// `nodectl store check --data` of a device: its exit code, its document, and what it said.
+    pub(crate) fn check_device(&self, device: &Path) -> (Option<i32>, Value, String) {
+        let args = ["store", "check", "--data", "-o", "json", &device.to_string_lossy()];
+        let output = self.command(&args).output().expect("nodectl runs");
+        let document = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        (output.status.code(), document, String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     /// Ids of all nodes.
@@ -193,10 +209,15 @@ impl TestCluster {
 
     /// Starts verified load: stamped writes until it is told to end, logged in `log`.
     pub(crate) fn load(&self, volume: &str, seconds: u32) -> Load {
+        self.load_of(volume, seconds, &["--bs", "4k,16k,256k"])
+    }
+
+    /// The same with writes of other kinds.
+    pub(crate) fn load_of(&self, volume: &str, seconds: u32, kinds: &[&str]) -> Load {
         let log = self.scratch.join(&format!("{volume}.acked"));
         let mut command = self.command(&["verify", "write", volume, "--seconds", &seconds.to_string()]);
         // Slow enough to leave the machine some time for the rest of the cluster.
-        command.args(["--bs", "4k,16k,256k", "--rate", "16M", "-o", "json", "--log"]).arg(&log);
+        command.args(kinds).args(["--rate", "16M", "-o", "json", "--log"]).arg(&log);
         let child = Child::start(command, self.scratch(), &format!("load-{volume}"));
         // The log grows with every acknowledgement: once there is one, the load is under way.
         wait_for("the first acknowledged write", PATIENCE, || match std::fs::metadata(&log) {
@@ -224,7 +245,7 @@ impl Drop for TestCluster {
 pub(crate) struct Load {
     child: Child,
     volume: String,
-    log: std::path::PathBuf,
+    log: PathBuf,
 }
 
 impl Load {

@@ -126,6 +126,7 @@ impl Story {
             depth: DEPTH,
             seed: 1,
             sizes,
+            zeroes: 0,
             pattern: Pattern::Random,
             rate: Some(RATE),
         };

@@ -1,6 +1,6 @@
 //! Proving that everything acknowledged is there: on the client's path, and on every member's own disk.
 //!
-//! A block must hold the last acknowledged write or a later one; a block nobody was promised may be zero or any
+//! A block must hold the last acknowledged write or a later one (zeros are, where the log announces them); a block nobody was promised may be zero or any
 //! stamped block of its place. Members must besides agree with each other about every block, acknowledged or not:
 //! an undecided write ends everywhere or nowhere (I9). A member learns the commit point a moment after the client
 //! got its answer, so what is not there yet is asked for again for a while before it counts as lost.
@@ -105,7 +105,8 @@ impl<E: Export> Check<E> {
         for (block, bytes) in (first..).zip(data.chunks_exact(BLOCK)) {
             let content = Stamp::read(bytes);
             let acknowledged = self.ledger.blocks.get(&block).copied();
-            if let Err(wrong) = judge(content, self.ledger.volume, block, acknowledged) {
+            let zeros = self.ledger.zeros.get(&block).copied();
+            if let Err(wrong) = judge(content, self.ledger.volume, block, acknowledged, zeros) {
                 losses.push(Loss { block, at: at.to_owned(), wrong, acknowledged, found: describe(content) });
             }
         }

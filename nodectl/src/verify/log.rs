@@ -8,8 +8,11 @@
 //! |---|---|---|
 //! | 0..8 | `BWverif1` | first block |
 //! | 8..16 | volume id | write number |
-//! | 16..20 | zero | number of blocks |
+//! | 16..20 | zero | number of blocks; bit 31: zeros are about to be written there |
 //! | 20..24 | CRC-32 of bytes 0..20 | CRC-32 of bytes 0..20 |
+//!
+//! Zeros carry no stamp. So they are announced before they are written: where zeros are found, a write of zeros with a
+//! number not below the last acknowledged one was under way. Its acknowledgement is a record like any other.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -23,6 +26,9 @@ const RECORD: usize = 24;
 /// Write numbers skipped when a log is continued: more than any writer has in flight, so that a number issued but
 /// never acknowledged is not issued again.
 const SKIP: u64 = 1 << 20;
+
+/// In the number of blocks: these are announced as zeros.
+const ZEROS: u32 = 1 << 31;
 
 /// One acknowledged write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +71,8 @@ pub(crate) struct Ledger {
     pub(crate) volume: u64,
     /// Last acknowledged write number of each block that has one.
     pub(crate) blocks: HashMap<u64, u64>,
+    /// Last number under which zeros were announced for each block that has one.
+    pub(crate) zeros: HashMap<u64, u64>,
     /// Acknowledged writes.
     pub(crate) writes: u64,
     /// Blocks in them, overwritten ones counted each time.
@@ -76,13 +84,16 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// Counts one acknowledgement.
     pub(crate) fn add(&mut self, ack: Ack) {
-        for block in ack.block..ack.block.saturating_add(u64::from(ack.blocks)) {
-            let last = self.blocks.entry(block).or_default();
-            *last = ack.number.max(*last);
-        }
+        note(&mut self.blocks, ack);
         self.writes += 1;
         self.written_blocks += u64::from(ack.blocks);
         self.highest = self.highest.max(ack.number);
+    }
+
+    /// Counts one announcement of zeros.
+    pub(crate) fn announce(&mut self, zeros: Ack) {
+        note(&mut self.zeros, zeros);
+        self.highest = self.highest.max(zeros.number);
     }
 
     /// Reads a log. An incomplete last record was never counted by its writer and is not counted here.
@@ -110,7 +121,8 @@ impl Ledger {
             match unsealed(&bytes) {
                 Some((magic, volume, _)) if whole == 0 && magic == MAGIC => ledger.volume = volume,
                 Some((block, number, blocks)) if whole > 0 => {
-                    ledger.add(Ack { block: u64::from_le_bytes(block), number, blocks });
+                    let ack = Ack { block: u64::from_le_bytes(block), number, blocks: blocks & !ZEROS };
+                    if blocks & ZEROS == 0 { ledger.add(ack) } else { ledger.announce(ack) }
                 }
                 _ if whole == 0 => {
                     let what = format!("{} is not a log of `verify write`", path.display());
@@ -124,6 +136,13 @@ impl Ledger {
             whole += RECORD as u64;
         }
         Ok((ledger, whole))
+    }
+}
+
+fn note(last: &mut HashMap<u64, u64>, ack: Ack) {
+    for block in ack.block..ack.block.saturating_add(u64::from(ack.blocks)) {
+        let last = last.entry(block).or_default();
+        *last = ack.number.max(*last);
     }
 }
 
@@ -178,8 +197,17 @@ impl Log {
         self.next - 1
     }
 
+    /// Notes that zeros are about to be written. After it returns, killing this process does not lose it.
+    pub(crate) fn announces(&mut self, zeros: Ack) -> Result<(), Failure> {
+        self.append(Ack { blocks: zeros.blocks | ZEROS, ..zeros })
+    }
+
     /// Notes an acknowledged write. After it returns, killing this process does not lose it.
     pub(crate) fn acknowledged(&mut self, ack: Ack) -> Result<(), Failure> {
+        self.append(ack)
+    }
+
+    fn append(&mut self, ack: Ack) -> Result<(), Failure> {
         self.file.write_all(&ack.encode()).could_not(|| format!("append to {}", self.path.display()))
     }
 }
@@ -220,6 +248,18 @@ mod tests {
         let ledger = Ledger::read(&file.0).unwrap();
         assert_eq!(ledger.blocks, HashMap::from([(10, 1), (11, 2)]));
         assert_eq!((ledger.volume, ledger.writes, ledger.written_blocks, ledger.highest), (7, 2, 3, 2));
+    }
+
+    #[test]
+    fn announced_zeros_are_no_acknowledgement() {
+        let file = Scratch::new("zeros");
+        let mut log = Log::open(&file.0, 7).unwrap();
+        log.acknowledged(ack(10, 1, 2)).unwrap();
+        log.announces(ack(11, 2, 2)).unwrap();
+        let ledger = Ledger::read(&file.0).unwrap();
+        assert_eq!(ledger.blocks, HashMap::from([(10, 1), (11, 1)]));
+        assert_eq!(ledger.zeros, HashMap::from([(11, 2), (12, 2)]));
+        assert_eq!((ledger.writes, ledger.highest), (1, 2), "its number is not issued again");
     }
 
     #[test]

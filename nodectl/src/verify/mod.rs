@@ -56,6 +56,9 @@ pub(crate) struct WriteArgs {
     /// Bytes of one write, a multiple of 4k; several, as in 4k,64k,1M, are mixed.
     #[arg(long, default_value = "4k", value_delimiter = ',', value_parser = units::parse_size)]
     bs: Vec<u64>,
+    /// So many writes in a hundred are zeros instead: half of them written, half of them punched as holes.
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=100))]
+    zeroes: u8,
     /// Where writes go.
     #[arg(long, value_enum, default_value = "random")]
     pattern: Pattern,
@@ -111,6 +114,7 @@ impl WriteArgs {
             depth: usize::from(self.qd),
             seed: self.seed.map_or_else(random, Ok)?,
             sizes: self.bs.clone(),
+            zeroes: self.zeroes,
             pattern: self.pattern,
             rate: self.rate,
         })

@@ -101,13 +101,21 @@ pub(crate) enum Wrong {
     Differs,
 }
 
-/// Judges what is at `block` of `volume`, where write `acknowledged` is the last known to be acknowledged (if any).
-pub(crate) fn judge(content: Content, volume: u64, block: u64, acknowledged: Option<u64>) -> Result<(), Wrong> {
+/// Judges what is at `block` of `volume`, where write `acknowledged` is the last known to be acknowledged, and `zeros` the
+/// last that would have written zeros there (if any).
+pub(crate) fn judge(
+    content: Content,
+    volume: u64,
+    block: u64,
+    acknowledged: Option<u64>,
+    zeros: Option<u64>,
+) -> Result<(), Wrong> {
     match (content, acknowledged) {
         (Content::Torn, _) => Err(Wrong::Torn),
         (Content::Foreign, _) => Err(Wrong::Foreign),
-        (Content::Zero, None) => Ok(()),
-        (Content::Zero, Some(_)) => Err(Wrong::Lost),
+        // Also where nothing is acknowledged: `None` is below any number.
+        (Content::Zero, acknowledged) if acknowledged <= zeros => Ok(()),
+        (Content::Zero, _) => Err(Wrong::Lost),
         (Content::Stamped(stamp), _) if (stamp.volume, stamp.block) != (volume, block) => Err(Wrong::Misplaced),
         (Content::Stamped(stamp), Some(number)) if stamp.number < number => Err(Wrong::Lost),
         (Content::Stamped(_), _) => Ok(()),
@@ -149,19 +157,26 @@ mod tests {
     fn judging() {
         let here = |number| Content::Stamped(Stamp { volume: 7, block: 5, number });
         let table = [
-            ("acknowledged and there", here(3), Some(3), Ok(())),
-            ("a later one is there", here(9), Some(3), Ok(())),
-            ("an older one is there", here(2), Some(3), Err(Wrong::Lost)),
-            ("zeros instead", Content::Zero, Some(3), Err(Wrong::Lost)),
-            ("never acknowledged, not written", Content::Zero, None, Ok(())),
-            ("never acknowledged, yet written", here(1), None, Ok(())),
-            ("torn", Content::Torn, None, Err(Wrong::Torn)),
-            ("foreign", Content::Foreign, None, Err(Wrong::Foreign)),
+            ("acknowledged and there", here(3), Some(3), None, Ok(())),
+            ("a later one is there", here(9), Some(3), None, Ok(())),
+            ("an older one is there", here(2), Some(3), None, Err(Wrong::Lost)),
+            ("zeros instead", Content::Zero, Some(3), None, Err(Wrong::Lost)),
+            ("zeros, as acknowledged", Content::Zero, Some(3), Some(3), Ok(())),
+            ("zeros that were under way", Content::Zero, Some(3), Some(4), Ok(())),
+            ("zeros from before", Content::Zero, Some(3), Some(2), Err(Wrong::Lost)),
+            ("what was there before the zeros", here(2), Some(3), Some(3), Err(Wrong::Lost)),
+            ("a later one behind zeros", here(4), Some(3), Some(3), Ok(())),
+            ("zeros under way that never came", here(3), Some(3), Some(4), Ok(())),
+            ("never acknowledged, not written", Content::Zero, None, None, Ok(())),
+            ("never acknowledged, yet zeros", Content::Zero, None, Some(1), Ok(())),
+            ("never acknowledged, yet written", here(1), None, None, Ok(())),
+            ("torn", Content::Torn, None, None, Err(Wrong::Torn)),
+            ("foreign", Content::Foreign, None, None, Err(Wrong::Foreign)),
         ];
-        for (story, content, acknowledged, verdict) in table {
-            assert_eq!(judge(content, 7, 5, acknowledged), verdict, "{story}");
+        for (story, content, acknowledged, zeros, verdict) in table {
+            assert_eq!(judge(content, 7, 5, acknowledged, zeros), verdict, "{story}");
         }
-        assert_eq!(judge(here(3), 8, 5, None), Err(Wrong::Misplaced));
-        assert_eq!(judge(here(3), 7, 6, Some(1)), Err(Wrong::Misplaced));
+        assert_eq!(judge(here(3), 8, 5, None, None), Err(Wrong::Misplaced));
+        assert_eq!(judge(here(3), 7, 6, Some(1), None), Err(Wrong::Misplaced));
     }
 }

@@ -104,8 +104,8 @@ impl Export for Memory {
         Ok(())
     }
 
-    async fn zero(&self, _: u64, _: u64, _: bool) -> Result<(), ExportError> {
-        Err(ExportError::Io("not needed".to_owned()))
+    async fn zero(&self, offset: u64, len: u64, _: bool) -> Result<(), ExportError> {
+        self.write(offset, vec![0; usize::try_from(len).unwrap()].into()).await
     }
 
     async fn allocation(&self, _: u64, len: u64) -> Result<Vec<(u64, bool)>, ExportError> {
@@ -126,7 +126,7 @@ impl Peek for Memory {
 
 fn plan(pattern: Pattern, bytes: u64) -> Plan {
     let sizes = vec![BLOCK as u64, 64 << 10];
-    Plan { volume: 7, limit: None, bytes: Some(bytes), depth: 16, seed: 1, sizes, pattern, rate: None }
+    Plan { volume: 7, limit: None, bytes: Some(bytes), depth: 16, seed: 1, sizes, zeroes: 25, pattern, rate: None }
 }
 
 fn log_path(name: &str) -> PathBuf {
@@ -154,8 +154,16 @@ fn story(name: &str, pattern: Pattern, spoil: impl FnOnce(&Memory, &Ledger)) -> 
     found
 }
 
+/// One whose last write left its stamp there.
 fn some_block(ledger: &Ledger) -> u64 {
-    *ledger.blocks.keys().min().unwrap()
+    let stamped = ledger.blocks.iter().filter(|(block, number)| ledger.zeros.get(block) != Some(number));
+    *stamped.map(|(block, _)| block).min().unwrap()
+}
+
+/// One whose last write left zeros.
+fn some_zeros(ledger: &Ledger) -> u64 {
+    let zeros = ledger.blocks.iter().filter(|(block, number)| ledger.zeros.get(block) == Some(number));
+    *zeros.map(|(block, _)| block).min().unwrap()
 }
 
 #[test]
@@ -187,6 +195,18 @@ fn a_loss_on_one_backup_is_named() {
     });
     assert_eq!(found.wrong, 1);
     assert_eq!((found.first_wrong[0].at.as_str(), found.first_wrong[0].wrong), ("n3", Wrong::Lost));
+}
+
+#[test]
+fn zeros_that_were_lost_on_one_backup_are_named() {
+    let found = story("zeros", Pattern::Random, |memory, ledger| {
+        let lost = some_zeros(ledger);
+        let mut block = vec![0; BLOCK];
+        super::stamp::Stamp { volume: 7, block: lost, number: ledger.blocks[&lost] - 1 }.fill(&mut block);
+        memory.damage(2, lost, &block);
+    });
+    assert_eq!(found.wrong, 1);
+    assert_eq!((found.first_wrong[0].at.as_str(), found.first_wrong[0].wrong), ("n2", Wrong::Lost));
 }
 
 #[test]

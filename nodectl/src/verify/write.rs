@@ -1,7 +1,8 @@
 //! Writing stamped blocks and logging what was acknowledged.
 //!
 //! Two writes to one block are never in flight together, so that the order of write numbers is the order of the
-//! writes, and "a later one is there" has a meaning. A write is logged before it is counted.
+//! writes, and "a later one is there" has a meaning. A write is logged before it is counted; zeros, which carry no number,
+//! are announced in the log before they are written.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -45,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     /// Sizes to choose from, each a multiple of 4 KiB.
     pub(crate) sizes: Vec<u64>,
+    /// Writes in a hundred that are zeros, half of them holes.
+    pub(crate) zeroes: u8,
     /// Places.
     pub(crate) pattern: Pattern,
     /// At most this many bytes per second.
@@ -126,6 +129,16 @@ impl Written {
     }
 }
 
+/// What a write leaves.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Data,
+    /// Space stays taken for them, where that makes a difference.
+    Zeros,
+    /// No space is.
+    Hole,
+}
+
 /// A writer's shared state; one task per write in flight uses it.
 struct Writer {
     plan: Plan,
@@ -149,7 +162,7 @@ struct Writer {
 
 impl Writer {
     /// The next write, unless the plan is fulfilled; registers it as in flight.
-    fn next(&mut self) -> Option<Ack> {
+    fn next(&mut self) -> Option<(Ack, Kind)> {
         let over = self.plan.limit.is_some_and(|limit| self.begun.elapsed() >= limit)
             || self.plan.bytes.is_some_and(|bytes| self.issued >= bytes);
         if over || self.progress.is_stopped() || self.error.is_some() {
@@ -158,7 +171,16 @@ impl Writer {
         let (block, blocks) = self.place();
         self.busy.insert(block, blocks);
         self.issued += u64::from(blocks) * BLOCK as u64;
-        Some(Ack { block, number: self.log.issue(), blocks })
+        let ack = Ack { block, number: self.log.issue(), blocks };
+        let zeros = self.plan.zeroes > 0 && self.random.between(0, 99) < u64::from(self.plan.zeroes);
+        if !zeros {
+            return Some((ack, Kind::Data));
+        }
+        if let Err(error) = self.log.announces(ack) {
+            self.error = Some(error);
+            return None;
+        }
+        Some((ack, if self.random.between(0, 1) == 0 { Kind::Zeros } else { Kind::Hole }))
     }
 
     /// A place where nothing is in flight. Depth times size is a small part of the volume (checked at the start), so
@@ -299,15 +321,19 @@ pub(crate) async fn run<E: Export>(
 
 async fn worker<E: Export>(volume: Rc<E>, writer: Rc<RefCell<Writer>>) {
     loop {
-        let Some(ack) = writer.borrow_mut().next() else { return };
+        let Some((ack, kind)) = writer.borrow_mut().next() else { return };
         let bytes = u64::from(ack.blocks) * BLOCK as u64;
         let at = writer.borrow_mut().pace(bytes);
         if let Some(at) = at {
             tokio::time::sleep_until(at.into()).await;
         }
-        let data = payload(writer.borrow().plan.volume, ack);
-        let issued = Instant::now();
-        let result = volume.write(ack.block * BLOCK as u64, data).await;
+        let data = matches!(kind, Kind::Data).then(|| payload(writer.borrow().plan.volume, ack));
+        let (issued, offset) = (Instant::now(), ack.block * BLOCK as u64);
+        let result = match kind {
+            Kind::Data => volume.write(offset, data.unwrap_or_default()).await,
+            Kind::Zeros => volume.zero(offset, bytes, false).await,
+            Kind::Hole => volume.zero(offset, bytes, true).await,
+        };
         writer.borrow_mut().done(ack, issued, result);
     }
 }
