@@ -34,6 +34,8 @@ struct Bytes {
     next_flight: u64,
     faults: Faults,
     writes: u64,
+    /// Bytes read of the whole device.
+    read: u64,
     /// Sectors nobody needs any more, for the next write.
     spare: Vec<Sector>,
 }
@@ -276,6 +278,12 @@ impl Disk {
     pub fn writes(&self) -> u64 {
         self.0.borrow().writes
     }
+
+    /// Bytes read of it as a whole device so far: what opening it costs.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        self.0.borrow().read
+    }
 }
 
 impl WholeDevice for Disk {
@@ -284,7 +292,8 @@ impl WholeDevice for Disk {
     }
 
     fn read_at(&mut self, offset: u64, buffer: &mut AlignedBuf) -> io::Result<()> {
-        let bytes = self.0.borrow();
+        let mut bytes = self.0.borrow_mut();
+        bytes.read += buffer.len() as u64;
         if offset + buffer.len() as u64 > bytes.size {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

@@ -166,3 +166,27 @@ fn a_batch_at_the_rings_begin_counts_although_a_torn_one_of_its_number_lies_at_t
     let mut store = open(&disk);
     assert_eq!(tail(&mut store).last(), Some(&Seq(durable + 2)), "both were answered");
 }
+
+#[test]
+fn opening_reads_the_ring_once_however_many_batches_are_in_it() {
+    const RING: u64 = 16 * MIB;
+    let disk = formatted(SIZE + RING, RING);
+    let mut store = open(&disk);
+    store.persist(vec![create(segment(0), EXTENTS)], Ticket(0));
+    run(&mut store);
+    for seq in 1..=400 {
+        store.persist(vec![prepare(segment(0), seq - 1, write(segment(0), seq, 0, 1, seq))], Ticket(seq));
+        run(&mut store);
+    }
+    let used = store.wal.ring.head;
+    assert!(used > 400 * 4096, "each is a batch of its own: {used}");
+    drop(store);
+    let read = |disk: &Disk| {
+        let before = disk.bytes_read();
+        drop(open(disk));
+        disk.bytes_read() - before
+    };
+    let (blank, full) = (read(&formatted(SIZE + RING, RING)), read(&disk));
+    // The ring's part that counts, read ahead by some MiB; what else there is to open is read on a blank device too.
+    assert!(full <= blank + used + 2 * 4 * MIB, "{full} bytes were read for {used} of the ring, {blank} without");
+}
