@@ -1,8 +1,8 @@
 //! Real processes, really killed: nodes, authority and gateways under verified load, hostile input, wrong devices,
 //! hosts of their own.
 //!
-//! Each story starts its own cluster and runs alone ([`support::alone`]). None waits for a span it hopes is long
-//! enough: it waits for what it needs to see, with a limit.
+//! Each story starts its own cluster and runs alone ([`support::alone`]), but for `limits`, which has little to do. None
+//! waits for a span it hopes is long enough: it waits for what it needs to see, with a limit.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -15,6 +15,7 @@ mod gateways;
 mod hosts;
 mod input;
 mod killed;
+mod limits;
 mod nodes;
 mod stale;
 mod zones;
