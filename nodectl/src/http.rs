@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use engine::authority::api::{
-    AcceptOlder, AttachVolume, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo, RecoverVolume,
-    ReleaseCopies, ReplaceDevice, ResizeVolume, SetVolume, Status, VolumeInfo, VolumeMap,
+    AcceptOlder, AttachVolume, BreakerInfo, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo,
+    RecoverVolume, ReleaseCopies, ReplaceDevice, ResizeVolume, SetBreaker, SetVolume, Status, VolumeInfo, VolumeMap,
 };
 use engine_core::ids::{Generation, NodeId};
 use serde::Serialize;
@@ -107,6 +107,16 @@ impl Api {
     /// `POST /v1/nodes/{id}/release`.
     pub(crate) fn release(&self, node: NodeId, wanted: &ReleaseCopies) -> Result<Consequences, Failure> {
         self.post(&format!("nodes/{node}/release"), wanted, CHANGE_DEADLINE)
+    }
+
+    /// `GET /v1/remirror/breaker`.
+    pub(crate) fn breaker(&self) -> Result<BreakerInfo, Failure> {
+        self.get("remirror/breaker")
+    }
+
+    /// `POST /v1/remirror/breaker`.
+    pub(crate) fn set_breaker(&self, wanted: SetBreaker) -> Result<BreakerInfo, Failure> {
+        self.post("remirror/breaker", &wanted, DEADLINE)
     }
 
     /// `POST /v1/authority/accept-older`.

@@ -21,6 +21,7 @@ mod nbd;
 mod node;
 mod output;
 mod reach;
+mod remirror;
 mod scratch;
 mod signals;
 mod sim;
@@ -118,6 +119,9 @@ enum Command {
     /// Nodes.
     #[command(subcommand)]
     Node(node::Node),
+    /// Re-mirroring.
+    #[command(subcommand)]
+    Remirror(remirror::Remirror),
     /// Volumes.
     #[command(subcommand)]
     Volume(volume::Volume),
@@ -147,6 +151,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&global, &args),
         Command::Authority(command) => authority::run(&global, &command),
         Command::Node(command) => node::run(&global, &command),
+        Command::Remirror(command) => remirror::run(&global, &command),
         Command::Volume(command) => volume::run(&global, command),
         Command::Store(command) => store::run(&global, &command),
         Command::Bench(command) => bench::run(&global, command),

@@ -63,11 +63,12 @@ fn table(status: &Status, nodes: &[NodeInfo]) -> String {
         units::rate(remirror.bytes_per_second),
         units::size(remirror.bytes_total),
     ]);
+    let breaker = status.breaker.why.as_ref().map_or_else(String::new, |why| format!("\n{why}"));
     let next = status.next.as_ref().map_or_else(String::new, |next| format!("\n  next: {next}"));
     let why = status.frozen.as_ref().or(status.waiting.as_ref());
     let standstill = why.map_or_else(String::new, |why| format!("\nauthority {why}{next}"));
     format!(
-        "health {health}{standstill}\ncluster {}, revision {}, {} of {} nodes up, {} used, {} booked of {}\n\n{conditions}\n\n{copies}\n\n{}",
+        "health {health}{standstill}{breaker}\ncluster {}, revision {}, {} of {} nodes up, {} used, {} booked of {}\n\n{conditions}\n\n{copies}\n\n{}",
         status.cluster,
         status.revision.0,
         status.nodes_up,

@@ -31,11 +31,22 @@ fn status_has_what_the_contract_names() {
     let status = json!({
         "cluster": "000102030405060708090a0b0c0d0e0f", "revision": 12, "health": "degraded", "segments": segments(),
         "remirror": {"active": 1, "parked": 0, "bytes_per_second": 1024, "bytes_total": 4096},
-        "damage": {"blocks": 3, "structures": 1, "mended_extents": 2},
+        "breaker": breaker(), "damage": {"blocks": 3, "structures": 1, "mended_extents": 2},
         "nodes_up": 5, "nodes_total": 6, "capacity": 1000, "booked": 500, "used": 100, "frozen": null,
         "waiting": null, "next": null
     });
     assert_eq!(shown(&status, &["status"]), status);
+}
+
+fn breaker() -> Value {
+    json!({"state": "half_open", "why": "breaker half-open since 700 s", "since_ms": 700_000, "lost": ["n3", "n6"]})
+}
+
+#[test]
+fn the_breaker_is_shown_and_told_what_to_do() {
+    for command in ["show", "hold", "half-open", "close", "reset"] {
+        assert_eq!(shown(&breaker(), &["remirror", "breaker", command]), breaker());
+    }
 }
 
 #[test]

@@ -58,6 +58,12 @@ impl Config {
         self.candidates.contains(&node)
     }
 
+    /// Whether the segment goes on without `node`, whatever copy that holds.
+    #[must_use]
+    pub fn is_out(&self, node: NodeId) -> bool {
+        !self.is_member(node) && !self.is_candidate(node)
+    }
+
     /// Everyone whose copy matters or may matter again: members, candidates, former members, electable nodes.
     pub fn holders(&self) -> impl Iterator<Item = NodeId> + '_ {
         let lists = [&self.members, &self.candidates, &self.former, &self.electable];
@@ -77,5 +83,11 @@ impl Config {
     #[must_use]
     pub fn missing(&self) -> usize {
         usize::from(self.copies).saturating_sub(self.members.len())
+    }
+
+    /// Of these, copies that nobody is being caught up to become.
+    #[must_use]
+    pub fn searched(&self) -> usize {
+        self.missing().saturating_sub(self.candidates.len())
     }
 }

@@ -170,6 +170,28 @@ pub const PERMITS_PER_ZONE: usize = 8;
 pub const PERMITS_PER_SOURCE: usize = 2;
 /// Permits running at once with one node as target; further asks are parked.
 pub const PERMITS_PER_TARGET: usize = 2;
+/// The same while the breaker is half-open.
+pub const PERMITS_PER_ZONE_HALF_OPEN: usize = 2;
+/// Nodes lost within this time count together: many of them are no coincidence, and the breaker opens (DESIGN 7.4).
+pub const BREAKER_WINDOW: Span = Span::seconds(60);
+/// Fewer nodes lost than this are never many, whatever the size of the cluster...
+pub const BREAKER_NODES_MIN: usize = 3;
+/// ... except where they are all of a zone, and these are enough of one.
+pub const BREAKER_ZONE_WHOLE_MIN: usize = 2;
+/// So many of a zone's nodes, per thousand, are many.
+pub const BREAKER_ZONE_PER_MILLE: usize = 100;
+/// So many of all nodes, per thousand, are many.
+pub const BREAKER_CLUSTER_PER_MILLE: usize = 50;
+/// How often the breaker counts.
+pub const BREAKER_EVERY: Span = Span::millis(500);
+/// From an authority's start to its first permit: by then it knows who is out of touch.
+pub const BREAKER_SETTLE: Span = Span::seconds(5);
+/// How long the lost set has to be the same until an open breaker is half-open, where nobody said otherwise.
+pub const BREAKER_STABLE: Span = Span::seconds(600);
+/// The same, at most, where so few are left of the lost that they would not open it: it closes.
+pub const BREAKER_CALM: Span = Span::seconds(60);
+/// Copies made while it is half-open and nobody else is lost, until it closes.
+pub const BREAKER_TRIAL_COPIES: u32 = 16;
 /// Proposals of one message; a node's further ones go with the next, once that one is decided.
 pub const PROPOSALS_MAX: usize = 512;
 /// Bytes of the proposals, or decisions, of one message; further ones go with the next.
@@ -417,6 +439,10 @@ const _: () = assert!(LEASE_ASKS_EVERY.0 * 2 < BEAT_EVERY.0 && LEASE_ASKS_MAX <=
 const _: () = assert!(SILENCE.0 >= LEASE.0, "whoever suspects has let his own lease end");
 const _: () = assert!(NODE_SILENCE.0 >= 3 * REPORT_EVERY.0);
 const _: () = assert!(PERMITS_PER_TARGET <= PERMITS_PER_ZONE && PERMITS_PER_SOURCE <= PERMITS_PER_ZONE);
+const _: () = assert!(0 < PERMITS_PER_ZONE_HALF_OPEN && PERMITS_PER_ZONE_HALF_OPEN < PERMITS_PER_ZONE);
+const _: () = assert!(NODE_SILENCE.0 + BREAKER_EVERY.0 < BREAKER_SETTLE.0, "who is out of touch is known by then");
+const _: () = assert!(BREAKER_ZONE_WHOLE_MIN > 1 && BREAKER_NODES_MIN > 1, "one node is no storm");
+const _: () = assert!(BREAKER_CALM.0 <= BREAKER_STABLE.0 && BREAKER_EVERY.0 < BREAKER_CALM.0);
 const _: () = assert!(REPORT_SEGMENTS_MAX <= LIST_MAX && COPY_PAGE <= LIST_MAX && WINDOW_ENTRIES <= LIST_MAX);
 const _: () = assert!(PROPOSALS_MAX <= LIST_MAX && PERMIT_ASKS_MAX <= LIST_MAX && PEER_BATCH_MAX <= LIST_MAX);
 const _: () = assert!(BATCH_BODY_MAX + META_BYTES_MAX + TEXT_BYTES_MAX <= FRAME_BODY_MAX);

@@ -1,4 +1,4 @@
-//! Switches that break one invariant each, to prove that the simulated world would notice.
+//! Switches that break one invariant, or one part of the re-mirroring policy, each, to prove that the simulated world would notice.
 //!
 //! They exist only with the feature `sabotage`, which no product is built with: without it [`breaks`] is a constant
 //! `false` and nothing of a switch is left. The choice belongs to the process: one switch, one run.
@@ -21,6 +21,8 @@ pub enum Invariant {
     I12,
     I13,
     I14,
+    /// No invariant of its own: what keeps I15 when many nodes vanish at once.
+    Breaker,
 }
 
 #[cfg(feature = "sabotage")]

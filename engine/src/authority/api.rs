@@ -16,6 +16,7 @@
 //! | `GET /v1/volumes/{name}/explain` | [`Explain`] |
 //! | `POST /v1/volumes/{name}/recover` [`RecoverVolume`] | [`Consequences`]; loses data, so it has to be named (I16) |
 //! | `POST /v1/nodes/{id}/replace-device` [`ReplaceDevice`], `.../release` [`ReleaseCopies`] | [`Consequences`] |
+//! | `GET /v1/remirror/breaker`, `POST` [`SetBreaker`] | [`BreakerInfo`] |
 //! | `POST /v1/authority/accept-older` [`AcceptOlder`] | [`Consequences`]; forgets, so the revision has to be named (I11) |
 //! | `POST /v1/nodes/{id}/scrub` | [`NodeInfo`]; a pass of its scrub has begun |
 //! | `GET /v1/openapi.json` | the OpenAPI document |
@@ -29,4 +30,5 @@ pub use engine_core::authority::document::{
     RemirrorCounts, ReplaceDevice, ResizeVolume, ScrubInfo, SegmentCounts, SegmentName, SetVolume, Spread, Status,
     VolumeInfo, VolumeMap,
 };
+pub use engine_core::authority::policy::{BreakerInfo, BreakerWish, SetBreaker};
 pub use engine_core::throttle::VolumeLimits;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use engine_core::limits::BREAKER_STABLE;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::desk::{Options, serve};
@@ -21,6 +22,9 @@ pub struct Args {
     /// How long a missing replica may come back before its segment is re-mirrored elsewhere.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub grace: u64,
+    /// When many nodes are lost at once, nothing is re-mirrored until nobody else has come or gone for this long.
+    #[arg(long, value_name = "SECONDS", default_value_t = BREAKER_STABLE.as_millis() / 1000)]
+    pub breaker_stable: u64,
 }
 
 /// Runs until SIGTERM or SIGINT; says on stdout when and where it listens.
@@ -34,7 +38,12 @@ pub fn run(args: Args) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    let options = Options { dir: args.dir, listen: args.listen, grace: Duration::from_secs(args.grace) };
+    let options = Options {
+        dir: args.dir,
+        listen: args.listen,
+        grace: Duration::from_secs(args.grace),
+        breaker_stable: Duration::from_secs(args.breaker_stable),
+    };
     let served = runtime.block_on(async {
         let stop = stop_signal()?;
         let ready = |cluster, address| {

@@ -35,6 +35,8 @@ pub struct Options {
     pub listen: String,
     /// How long a missing replica may come back before its segment is re-mirrored.
     pub grace: Duration,
+    /// How long the set of lost nodes has to be the same until an open breaker lets a few re-mirrors begin.
+    pub breaker_stable: Duration,
 }
 
 /// Why an authority did not start, or ended.
@@ -88,7 +90,8 @@ pub async fn serve(
     let setup = Setup {
         now: now(),
         cluster: ClusterId(random()?),
-        grace: Span(u64::try_from(options.grace.as_nanos()).unwrap_or(u64::MAX)),
+        grace: span(options.grace),
+        breaker_stable: span(options.breaker_stable),
         seed: getrandom::u64().map_err(ServeError::Random)?,
     };
     let core = Authority::restore(records.load()?, &setup)?;
@@ -106,6 +109,10 @@ pub async fn serve(
     let ended = desk.run(inbox, stop).await;
     door.abort();
     ended
+}
+
+fn span(duration: Duration) -> Span {
+    Span(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn random() -> Result<u128, ServeError> {

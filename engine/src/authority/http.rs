@@ -18,8 +18,9 @@ use tokio::sync::oneshot;
 use utoipa::OpenApi;
 
 use super::api::{
-    AcceptOlder, AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain, NodeInfo,
-    RecoverVolume, ReleaseCopies, ReplaceDevice, ResizeVolume, SetVolume, Status, VolumeInfo, VolumeMap,
+    AcceptOlder, AttachVolume, BreakerInfo, Cluster, Consequences, CreateVolume, DetachVolume, ErrorBody, Explain,
+    NodeInfo, RecoverVolume, ReleaseCopies, ReplaceDevice, ResizeVolume, SetBreaker, SetVolume, Status, VolumeInfo,
+    VolumeMap,
 };
 use super::desk::{Event, Outcome};
 use super::door::HttpDoor;
@@ -78,6 +79,7 @@ fn router(desk: Desk) -> Router {
         .route("/v1/volumes/{name}/recover", post(recover_volume))
         .route("/v1/nodes/{id}/replace-device", post(replace_device))
         .route("/v1/nodes/{id}/release", post(release_copies))
+        .route("/v1/remirror/breaker", get(breaker).post(set_breaker))
         .route("/v1/authority/accept-older", post(accept_older))
         .route("/v1/nodes/{id}/scrub", post(scrub))
         .route("/v1/openapi.json", get(openapi_json))
@@ -108,6 +110,8 @@ fn router(desk: Desk) -> Router {
         recover_volume,
         replace_device,
         release_copies,
+        breaker,
+        set_breaker,
         accept_older,
         scrub,
         openapi_json
@@ -168,6 +172,7 @@ fn answer(outcome: Outcome) -> Handled {
     Ok(match outcome? {
         Answer::Status(document) => json(ok, &document),
         Answer::Cluster(document) => json(ok, &document),
+        Answer::Breaker(document) => json(ok, &document),
         Answer::Nodes(documents) => json(ok, &documents),
         Answer::Node(document) => json(ok, &document),
         Answer::Volumes(documents) => json(ok, &documents),
@@ -257,6 +262,27 @@ async fn replace_device(State(desk): State<Desk>, id: Name, body: Body) -> Handl
 )]
 async fn release_copies(State(desk): State<Desk>, id: Name, body: Body) -> Handled {
     answer(desk.ask(Call::Release(node_id(id)?, parse::<ReleaseCopies>(body)?)).await)
+}
+
+/// What keeps re-mirroring from becoming a storm: its state, why, and what changes it.
+#[utoipa::path(
+    get,
+    path = "/v1/remirror/breaker",
+    responses((status = 200, body = BreakerInfo), (status = 503, body = ErrorBody))
+)]
+async fn breaker(State(desk): State<Desk>) -> Handled {
+    answer(desk.ask(Call::Breaker).await)
+}
+
+/// A person says what the breaker is to do.
+#[utoipa::path(
+    post,
+    path = "/v1/remirror/breaker",
+    request_body = SetBreaker,
+    responses((status = 200, body = BreakerInfo), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody))
+)]
+async fn set_breaker(State(desk): State<Desk>, body: Body) -> Handled {
+    answer(desk.ask(Call::SetBreaker(parse::<SetBreaker>(body)?)).await)
 }
 
 /// There is no newer record than this older one; what nodes know beyond it is taken over as far as it can be.

@@ -34,7 +34,12 @@ struct Running {
 
 impl Running {
     async fn start(dir: &Path) -> Self {
-        let options = Options { dir: dir.to_owned(), listen: "127.0.0.1:0".into(), grace: Duration::from_secs(5) };
+        let options = Options {
+            dir: dir.to_owned(),
+            listen: "127.0.0.1:0".into(),
+            grace: Duration::from_secs(5),
+            breaker_stable: Duration::from_secs(20),
+        };
         let (tell, told) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         let task =
@@ -451,6 +456,7 @@ async fn the_openapi_document_lists_every_path() {
         ("/v1/volumes/{name}/recover", "post"),
         ("/v1/nodes/{id}/replace-device", "post"),
         ("/v1/nodes/{id}/release", "post"),
+        ("/v1/remirror/breaker", "get post"),
         ("/v1/authority/accept-older", "post"),
         ("/v1/nodes/{id}/scrub", "post"),
         ("/v1/openapi.json", "get"),
@@ -459,7 +465,7 @@ async fn the_openapi_document_lists_every_path() {
             assert!(paths[path].get(method).is_some(), "{method} {path}");
         }
     }
-    assert_eq!(paths.len(), 18);
+    assert_eq!(paths.len(), 19);
     let schemas = document["components"]["schemas"].as_object().unwrap();
     for name in ["Status", "VolumeInfo", "VolumeMap", "Config", "Layout", "Explain", "ErrorBody", "CreateVolume"] {
         assert!(schemas.contains_key(name), "{name}");
@@ -472,7 +478,12 @@ async fn the_openapi_document_lists_every_path() {
 async fn two_authorities_on_one_directory_and_a_taken_port_are_clear_errors() {
     let (_dir, first, second) = dirs();
     let authority = Running::start(&first).await;
-    let options = |dir: &Path, listen: String| Options { dir: dir.to_owned(), listen, grace: Duration::from_secs(5) };
+    let options = |dir: &Path, listen: String| Options {
+        dir: dir.to_owned(),
+        listen,
+        grace: Duration::from_secs(5),
+        breaker_stable: Duration::from_secs(20),
+    };
     let same = serve(options(&first, "127.0.0.1:0".into()), |_, _| {}, std::future::pending()).await.unwrap_err();
     assert!(same.to_string().contains("in use by another authorityd"), "{same}");
     let taken = options(&second, authority.address.to_string());

@@ -18,6 +18,9 @@ use crate::failure::{Context, Failure};
 /// Bytes of a log's end that an error shows.
 const TAIL: u64 = 1500;
 
+/// Seconds until an open breaker is half-open: of a local cluster everybody sees what was lost.
+const BREAKER_STABLE: u64 = 60;
+
 /// Starts the authority.
 pub(crate) fn authority(dir: &Dir, settings: &Settings, file: &ClusterFile) -> Result<Child, Failure> {
     let listen = file.authority.trim_start_matches("http://");
@@ -29,6 +32,8 @@ pub(crate) fn authority(dir: &Dir, settings: &Settings, file: &ClusterFile) -> R
         listen.into(),
         "--grace".into(),
         settings.grace_ms.div_ceil(1000).to_string().into(),
+        "--breaker-stable".into(),
+        BREAKER_STABLE.to_string().into(),
     ];
     spawn(&dir.authority(), &args, None)
 }

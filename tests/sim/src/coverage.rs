@@ -6,7 +6,7 @@ use engine_core::config::Config;
 use engine_core::message::{Decision, FromAuthority, Peer, Refusal};
 
 /// States a long run has to reach.
-pub(crate) const STATES: [&str; 37] = [
+pub(crate) const STATES: [&str; 38] = [
     "state: election won",
     "state: primary kept over a change of members",
     "state: member left out",
@@ -28,6 +28,7 @@ pub(crate) const STATES: [&str; 37] = [
     "state: extent not readable for a copy",
     "state: stale epoch refused by a replica",
     "state: live traffic on the replication network",
+    "state: permit granted",
     "state: proposal installed",
     "state: proposal in conflict",
     "state: proposal denied",
@@ -135,6 +136,7 @@ impl Coverage {
             FromAuthority::Registered { trusted: false, .. } => {
                 self.count("state: a rolled-back device was not trusted");
             }
+            FromAuthority::Granted { .. } => self.count("state: permit granted"),
             FromAuthority::Release { .. } => self.count("state: copy released"),
             _ => {}
         }

@@ -17,7 +17,8 @@ impl World {
     /// Starts the authority, over its records.
     pub(crate) fn start_authority(&mut self) {
         let seed = self.random.next_u64();
-        let setup = Setup { now: self.seat.clock.at(self.now), cluster: CLUSTER, grace: self.grace, seed };
+        let (now, breaker_stable) = (self.seat.clock.at(self.now), self.breaker_stable);
+        let setup = Setup { now, cluster: CLUSTER, grace: self.grace, breaker_stable, seed };
         let records = self.seat.records.values().cloned().collect();
         self.seat.machine = Some(Authority::restore(records, &setup).expect("its own records"));
         self.seat.life += 1;
@@ -174,6 +175,9 @@ impl World {
         let Some(session) = self.seat.accepted.get(&to).copied() else { return };
         if self.seat.sessions.contains_key(&session) {
             self.coverage.decided(&message);
+            if let FromAuthority::Granted { segment, .. } = &message {
+                self.seat.granted.push((*segment, self.config(*segment).may_commit()));
+            }
             let at = self.seat_heard();
             self.at(at, Event::FromAuthority { session, message });
         }

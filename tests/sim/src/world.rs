@@ -11,7 +11,7 @@ use engine::device::memory::Disk;
 use engine_core::authority::Authority;
 use engine_core::authority::io::{Answer, CallId, Input, SessionRef};
 use engine_core::authority::records::{Key, StoredRecord};
-use engine_core::ids::NodeId;
+use engine_core::ids::{NodeId, SegmentId};
 use engine_core::limits::{AUTHORITY_TICK, TICK};
 use engine_core::message::{FromAuthority, Lane, PeerMessage, Reply, ToAuthority};
 use engine_core::random::Random;
@@ -185,6 +185,8 @@ pub(crate) struct Seat {
     pub(crate) mute_decisions: bool,
     /// A person tells it to go on from older records: configurations are taken over from what nodes report (I11).
     pub(crate) accepting: bool,
+    /// Segments a permit was granted for, and whether they could commit then.
+    pub(crate) granted: Vec<(SegmentId, bool)>,
     /// How long a message to it or from it takes.
     pub(crate) slow: Span,
     /// Its host's clock; another one after some starts.
@@ -216,6 +218,7 @@ impl Seat {
             last_call: 0,
             first_call: 0,
             mute_decisions: false,
+            granted: Vec::new(),
             slow: SEAT_SLOW,
             there: Time(0),
             back: Time(0),
@@ -279,6 +282,8 @@ pub(crate) struct World {
     pub(crate) filling: Vec<CallId>,
     pub(crate) fillers: u64,
     pub(crate) grace: Span,
+    /// How long the set of lost nodes has to be the same until an open breaker lets copies begin.
+    pub(crate) breaker_stable: Span,
     /// Some disk has lied or rotted: damage may be found.
     pub(crate) damage: bool,
     pub(crate) coverage: Coverage,
@@ -318,6 +323,7 @@ impl World {
             filling: Vec::new(),
             fillers: 0,
             grace: Span::seconds(5),
+            breaker_stable: Span::seconds(20),
             damage: false,
             coverage: Coverage::default(),
             events: 0,

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use super::policy::BreakerInfo;
 use crate::config::Config;
 use crate::ids::{ClusterId, Generation, NodeId, Revision, SegmentId, VolumeId};
 use crate::layout::Layout;
@@ -102,6 +103,9 @@ pub struct Status {
     pub segments: SegmentCounts,
     /// Copying.
     pub remirror: RemirrorCounts,
+    /// What keeps re-mirroring from becoming a storm.
+    #[serde(default)]
+    pub breaker: BreakerInfo,
     /// Damage found.
     #[serde(default)]
     pub damage: DamageCounts,

@@ -113,16 +113,17 @@ impl Authority {
             why.push_str("; ");
             why.push_str(&reason);
         }
-        (why, self.next_copy(segment, config))
+        (why, self.next_copy(now, segment, config))
     }
 
     /// How the missing copy will come.
-    fn next_copy(&self, segment: SegmentId, config: &Config) -> String {
+    fn next_copy(&self, now: Time, segment: SegmentId, config: &Config) -> String {
         let grace = seconds(self.settings.grace);
         if let Some(candidate) = config.candidates.first() {
             return format!("{candidate} is being brought up to date and joins by itself");
         }
-        if let Some(state) = self.permits.state_of(segment) {
+        let barred = self.why_no_permits(now);
+        if let Some(state) = self.permits.state_of(segment, barred.as_deref()) {
             return state;
         }
         if config.missing() == 0 {
@@ -132,7 +133,8 @@ impl Authority {
             return format!("{} asks for a new copy elsewhere", config.primary);
         }
         let former = names(&config.former);
-        format!("{former} can come back by catch-up; after {grace} s of grace a new copy is made elsewhere")
+        let next = format!("{former} can come back by catch-up; after {grace} s of grace a new copy is made elsewhere");
+        barred.map_or_else(|| next.clone(), |why| format!("{next}, but not now: {why}"))
     }
 
     fn why_read_only(&self, now: Time, config: &Config) -> (String, String) {
@@ -150,7 +152,7 @@ impl Authority {
             why,
             format!(
                 "{}; writes go on when {} copies are in sync",
-                self.next_copy(config.segment, config),
+                self.next_copy(now, config.segment, config),
                 config.min_copies
             ),
         )

@@ -11,6 +11,7 @@ use super::document::{
     AcceptOlder, AttachVolume, Cluster, Consequences, CreateVolume, DetachVolume, Explain, NodeInfo, RecoverVolume,
     ReleaseCopies, ReplaceDevice, ResizeVolume, SetVolume, Status, VolumeInfo, VolumeMap,
 };
+use super::policy::{BreakerInfo, SetBreaker};
 use super::records::RecordChange;
 use crate::ids::{BootId, NodeId};
 use crate::message::{FromAuthority, Registration, ToAuthority};
@@ -62,6 +63,10 @@ pub enum Call {
     Status,
     /// Cluster id and revision.
     Cluster,
+    /// The breaker's state.
+    Breaker,
+    /// A person says what the breaker is to do.
+    SetBreaker(SetBreaker),
     /// All nodes.
     Nodes,
     /// One node.
@@ -105,6 +110,8 @@ pub enum Answer {
     Status(Box<Status>),
     /// To `Cluster`.
     Cluster(Cluster),
+    /// To `Breaker`, `SetBreaker`.
+    Breaker(Box<BreakerInfo>),
     /// To `Nodes`.
     Nodes(Vec<NodeInfo>),
     /// To `Node`, `Scrub`.

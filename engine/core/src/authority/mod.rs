@@ -10,6 +10,7 @@
 pub mod document;
 pub mod io;
 pub mod placement;
+pub mod policy;
 pub mod proposals;
 pub mod rebalance;
 pub mod records;
@@ -45,6 +46,7 @@ use self::standstill::Standstill;
 use self::volumes::Building;
 use crate::ids::{ClusterId, NodeId, Revision, SegmentId, VolumeId};
 use crate::message::Settings;
+use crate::remirror::breaker::Breaker;
 use crate::time::{Span, Time};
 
 /// What an authority starts with, beside its records.
@@ -56,6 +58,8 @@ pub struct Setup {
     pub cluster: ClusterId,
     /// How long a missing replica may come back before its segment is re-mirrored.
     pub grace: Span,
+    /// How long the set of lost nodes has to be the same until an open breaker lets a few re-mirrors begin.
+    pub breaker_stable: Span,
     /// Randomness of this run.
     pub seed: u64,
 }
@@ -67,6 +71,9 @@ pub struct Authority {
     presence: BTreeMap<NodeId, Presence>,
     sessions: BTreeMap<SessionRef, NodeId>,
     permits: Permits,
+    breaker: Breaker,
+    /// When it counts next.
+    breaker_at: Time,
     rebalancing: Rebalancing,
     fencing: BTreeMap<VolumeId, Fencing>,
     building: BTreeMap<VolumeId, Building>,
@@ -88,11 +95,17 @@ impl Authority {
         let books = if records.is_empty() { Books::found(setup.cluster) } else { Books::restore(records)? };
         let presence = books.nodes().keys().map(|node| (*node, Presence::unheard(setup.now))).collect();
         let recovering = books.segments().iter().filter(|(_, r)| r.recovering).map(|(segment, _)| *segment).collect();
+        let mut breaker = Breaker::new(setup.now, setup.breaker_stable);
+        if books.cluster().breaker_held {
+            breaker.hold();
+        }
         let mut authority = Self {
             books,
             presence,
             sessions: BTreeMap::new(),
             permits: Permits::new(setup.seed),
+            breaker,
+            breaker_at: setup.now,
             rebalancing: Rebalancing::default(),
             fencing: BTreeMap::new(),
             building: BTreeMap::new(),
@@ -139,6 +152,7 @@ impl Authority {
         }
         self.tick_building(now, effects);
         self.tick_fences(now, effects);
+        self.tick_breaker(now, effects);
         self.tick_permits(now, effects);
         self.tick_rebalancing(now, effects);
         self.repeat_releases(now, effects);
@@ -160,6 +174,7 @@ impl Authority {
             Call::ReplaceDevice(node, request) => self.on_replace_device(now, call, node, &request, effects),
             Call::Scrub(node) => self.on_scrub(now, call, node, effects),
             Call::Release(node, request) => self.on_release_copies(now, call, node, &request, effects),
+            Call::SetBreaker(wish) => self.on_set_breaker(now, call, wish, effects),
             Call::AcceptOlder(request) => self.on_accept_older(now, call, &request, effects),
             question => effects.answer(call, self.look_up(now, &question)),
         }
@@ -169,6 +184,7 @@ impl Authority {
         match question {
             Call::Status => Ok(Answer::Status(Box::new(self.status(now)))),
             Call::Cluster => Ok(Answer::Cluster(self.cluster())),
+            Call::Breaker => Ok(Answer::Breaker(Box::new(self.breaker_info(now)))),
             Call::Nodes => {
                 Ok(Answer::Nodes(self.books.nodes().keys().filter_map(|node| self.node_info(now, *node)).collect()))
             }
@@ -202,6 +218,7 @@ impl Call {
             self,
             Self::Status
                 | Self::Cluster
+                | Self::Breaker
                 | Self::Nodes
                 | Self::Node(_)
                 | Self::Volumes

@@ -16,12 +16,12 @@ use super::placement::{Need, Purpose, Room, choose};
 use crate::config::Config;
 use crate::ids::{NodeId, PermitId, SegmentId};
 use crate::limits::{
-    PARKED_MAX, PERMIT_ASKS_MAX, PERMIT_LOOKS_MAX, PERMIT_TTL, PERMITS_PER_SOURCE, PERMITS_PER_TARGET,
-    PERMITS_PER_ZONE, RESERVE_WAIT,
+    PARKED_MAX, PERMIT_ASKS_MAX, PERMIT_LOOKS_MAX, PERMIT_TTL, PERMITS_PER_SOURCE, PERMITS_PER_TARGET, RESERVE_WAIT,
 };
 use crate::message::{Decision, FromAuthority, PermitAsk};
 use crate::random::mix;
-use crate::time::Time;
+use crate::sabotage::{Invariant, breaks};
+use crate::time::{Span, Time};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -96,7 +96,7 @@ impl Permits {
     }
 
     /// What this segment's ask or permit waits for.
-    pub(super) fn state_of(&self, segment: SegmentId) -> Option<String> {
+    pub(super) fn state_of(&self, segment: SegmentId, barred: Option<&str>) -> Option<String> {
         if let Some(permit) = self.running.get(&segment) {
             let what = match permit.state {
                 State::Reserving => "space is being reserved on",
@@ -104,7 +104,7 @@ impl Permits {
             };
             return Some(format!("{what} {} ({})", permit.target, permit.id));
         }
-        self.parked.get(&segment).map(|ask| format!("its re-mirror is parked: {}", ask.why))
+        self.parked.get(&segment).map(|ask| format!("its re-mirror is parked: {}", barred.unwrap_or(&ask.why)))
     }
 
     /// The segment is gone.
@@ -134,10 +134,10 @@ impl Permits {
         Ok(())
     }
 
-    fn target_is_free(&self, room: &Room<'_>) -> bool {
+    fn target_is_free(&self, room: &Room<'_>, per_zone: usize) -> bool {
         let of_target = self.running.values().filter(|permit| permit.target == room.node).count();
         let of_zone = self.running.values().filter(|permit| permit.zone == room.zone).count();
-        of_target < PERMITS_PER_TARGET && of_zone < PERMITS_PER_ZONE
+        of_target < PERMITS_PER_TARGET && of_zone < per_zone
     }
 }
 
@@ -152,7 +152,7 @@ impl Authority {
         let PermitAsk { segment, epoch, members: _ } = ask;
         let Some(record) = self.books.segments().get(&segment) else { return };
         let config = &record.config;
-        let right = config.primary == source && config.epoch == epoch && config.missing() > 0;
+        let right = config.primary == source && config.epoch == epoch && config.searched() > 0;
         if config.primary == source && config.epoch != epoch {
             // It has not heard of what was changed by hand.
             let known = Config { generation: self.books.volumes()[&segment.volume].generation, ..config.clone() };
@@ -217,8 +217,10 @@ impl Authority {
         let books = &self.books;
         let before = self.permits.parked.len();
         self.permits.parked.retain(|segment, ask| {
-            let wanted =
-                books.segments().get(segment).is_some_and(|r| r.config.primary == ask.source && r.config.missing() > 0);
+            let wanted = books
+                .segments()
+                .get(segment)
+                .is_some_and(|r| r.config.primary == ask.source && r.config.searched() > 0);
             ask.refused.retain(|_, until| now < *until);
             wanted && now.since(ask.asked) < PERMIT_TTL
         });
@@ -257,6 +259,18 @@ impl Authority {
         }
     }
 
+    /// The breaker is open: who was not told of a permit yet is not, and its ask waits with the others.
+    pub(super) fn take_back_reserved(&mut self, now: Time) {
+        let reserving = |(_, permit): &(&SegmentId, &Permit)| permit.state == State::Reserving;
+        let taken: Vec<SegmentId> = self.permits.running.iter().filter(reserving).map(|(id, _)| *id).collect();
+        for segment in taken {
+            let Some(permit) = self.permits.running.remove(&segment) else { continue };
+            let why = "the breaker opened".to_string();
+            let ask = Ask { source: permit.source, since: now, asked: now, refused: BTreeMap::new(), why };
+            self.permits.parked.insert(segment, ask);
+        }
+    }
+
     /// Ends a permit. What its target may have begun and no configuration names is dropped again.
     fn end_permit(&mut self, segment: SegmentId, effects: &mut Effects) {
         let Some(permit) = self.permits.running.remove(&segment) else { return };
@@ -269,12 +283,16 @@ impl Authority {
     }
 
     fn look_through(&mut self, now: Time, effects: &mut Effects) {
+        let per_zone = self.breaker.allows(now);
+        if per_zone == 0 {
+            return; // they stay parked, and hold nothing
+        }
         let parked = self.permits.parked.iter();
         let mut asks: Vec<_> = parked.map(|(segment, ask)| (self.urgency(*segment, ask.since), *segment)).collect();
         asks.sort_unstable();
         // Whoever is behind these waits for the next look: when many wait, caps are what they wait for.
         for (_, segment) in asks.into_iter().take(PERMIT_LOOKS_MAX) {
-            match self.try_reserve(now, segment) {
+            match self.try_reserve(now, segment, per_zone) {
                 Ok(permit) => {
                     let extents = self.books.segments()[&segment].config.extents;
                     let reserve = FromAuthority::Reserve { permit: permit.id, segment, extents };
@@ -291,10 +309,13 @@ impl Authority {
         }
     }
 
-    fn try_reserve(&mut self, now: Time, segment: SegmentId) -> Result<Permit, String> {
+    fn try_reserve(&mut self, now: Time, segment: SegmentId, per_zone: usize) -> Result<Permit, String> {
         let ask = &self.permits.parked[&segment];
         self.permits.room_for(ask.source)?;
         let config = &self.books.segments()[&segment].config;
+        if let Some(why) = self.may_come_back(now, config) {
+            return Err(why);
+        }
         let volume = &self.books.volumes()[&segment.volume];
         let holders = config.holders().filter(|node| !self.may_begin_again(config, *node));
         let mut without: Vec<NodeId> = holders.chain(ask.refused.keys().copied()).collect();
@@ -304,7 +325,8 @@ impl Authority {
         let booked = |node| if config.holders().any(|holder| holder == node) { config.extents } else { 0 };
         let mut all: Vec<Room<'_>> = self.rooms(now).collect();
         all.iter_mut().for_each(|room| room.booked = room.booked.saturating_sub(u64::from(booked(room.node))));
-        let free: Vec<Room<'_>> = all.iter().copied().filter(|room| self.permits.target_is_free(room)).collect();
+        let free: Vec<Room<'_>> =
+            all.iter().copied().filter(|room| self.permits.target_is_free(room, per_zone)).collect();
         let need = Need {
             copies: 1,
             extents: config.extents,
@@ -327,11 +349,30 @@ impl Authority {
         Ok(Permit { id, source, target, zone, extents, state: State::Reserving, renewed: now })
     }
 
+    /// Who has just come back comes back by catch-up: no copy is made elsewhere before it had its time for that (R5).
+    fn may_come_back(&self, now: Time, config: &Config) -> Option<String> {
+        if breaks(Invariant::Breaker) {
+            return None;
+        }
+        let out = config.holders().filter(|node| config.is_out(*node));
+        out.filter(|node| self.is_up(now, *node) && !self.has_nothing_of(*node, config.segment)).find_map(|node| {
+            let back = now.since(self.presence.get(&node)?.since?);
+            let left = self.settings.grace.0.saturating_sub(back.0);
+            let left = Span(left).as_millis().div_ceil(1000);
+            let why = || {
+                format!(
+                    "{node} is back since {} s and may be caught up; in {left} s a copy is made elsewhere",
+                    back.as_millis() / 1000
+                )
+            };
+            (left > 0).then(why)
+        })
+    }
+
     /// Whether a former member says that it holds nothing of the segment any more: its space is booked still, and a copy
     /// made there anew takes it. Where every other node is full, or has a copy, there is no other place for one.
     fn may_begin_again(&self, config: &Config, node: NodeId) -> bool {
-        let is_out = !config.is_member(node) && !config.is_candidate(node);
-        is_out && self.has_nothing_of(node, config.segment)
+        config.is_out(node) && self.has_nothing_of(node, config.segment)
     }
 
     pub(super) fn on_reserved(
@@ -365,11 +406,14 @@ impl Authority {
     pub(super) fn permit_follows(&mut self, now: Time, config: &Config, effects: &mut Effects) {
         let segment = config.segment;
         let whole = config.missing() == 0;
-        if whole {
+        if config.searched() == 0 {
             self.permits.parked.remove(&segment);
         }
         let Some(permit) = self.permits.running.get_mut(&segment) else { return };
         if whole || config.is_member(permit.target) {
+            if config.is_member(permit.target) {
+                self.breaker.copied();
+            }
             self.end_permit(segment, effects);
         } else if config.is_candidate(permit.target) {
             permit.renewed = now;

@@ -95,6 +95,9 @@ pub struct ClusterRecord {
     pub revision: Revision,
     /// The next volume's id; ids are never reused.
     pub next_volume: VolumeId,
+    /// A person holds the breaker: nothing is re-mirrored, until it is reset.
+    #[serde(default)]
+    pub breaker_held: bool,
 }
 
 /// A registered node.
@@ -251,6 +254,10 @@ pub(super) struct Usage {
     pub(super) booked: u64,
     /// Segments whose configuration names it primary.
     pub(super) primaries: u64,
+    /// Segments of which it holds a copy that counts, or may count again.
+    pub(super) holds: u64,
+    /// Of these, segments that go on without it for now.
+    pub(super) out: u64,
 }
 
 /// All durable state, in memory.
@@ -270,7 +277,7 @@ impl Books {
     /// The books of a new cluster: nothing but itself, not saved yet.
     pub(super) fn found(cluster: ClusterId) -> Self {
         Self {
-            cluster: ClusterRecord { cluster, revision: Revision(0), next_volume: VolumeId(1) },
+            cluster: ClusterRecord { cluster, revision: Revision(0), next_volume: VolumeId(1), breaker_held: false },
             nodes: BTreeMap::new(),
             volumes: BTreeMap::new(),
             segments: BTreeMap::new(),
@@ -389,6 +396,14 @@ impl Books {
         id
     }
 
+    /// Whether a person holds the breaker.
+    pub(super) fn hold_breaker(&mut self, held: bool) {
+        if self.cluster.breaker_held != held {
+            self.cluster.breaker_held = held;
+            self.changed.insert(Key::Cluster);
+        }
+    }
+
     /// Goes above `revision`, because a person said that what this authority knows is what counts (I11).
     pub(super) fn skip_to(&mut self, revision: Revision) {
         self.cluster.revision = self.cluster.revision.max(revision);
@@ -430,13 +445,19 @@ impl Books {
         self.changed.insert(Key::Segment(id));
         if let Some(old) = self.segments.remove(&id) {
             for node in old.config.holders() {
-                self.usage.entry(node).or_default().booked -= u64::from(old.config.extents);
+                let usage = self.usage.entry(node).or_default();
+                usage.booked -= u64::from(old.config.extents);
+                usage.holds -= 1;
+                usage.out -= u64::from(old.config.is_out(node));
             }
             self.usage.entry(old.config.primary).or_default().primaries -= 1;
         }
         if let Some(new) = segment {
             for node in new.config.holders() {
-                self.usage.entry(node).or_default().booked += u64::from(new.config.extents);
+                let usage = self.usage.entry(node).or_default();
+                usage.booked += u64::from(new.config.extents);
+                usage.holds += 1;
+                usage.out += u64::from(new.config.is_out(node));
             }
             self.usage.entry(new.config.primary).or_default().primaries += 1;
             self.segments.insert(id, new);

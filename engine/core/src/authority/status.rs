@@ -127,6 +127,7 @@ impl Authority {
             health,
             segments,
             remirror,
+            breaker: self.breaker_info(now),
             damage: self.damage(),
             nodes_up: nodes.keys().filter(|node| self.is_up(now, **node)).count() as u64,
             nodes_total: nodes.len() as u64,

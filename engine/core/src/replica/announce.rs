@@ -10,7 +10,7 @@
 use alloc::vec::Vec;
 
 use super::io::Effects;
-use super::membership::{ASK_AGAIN, is_out};
+use super::membership::ASK_AGAIN;
 use super::peers::PeerState;
 use super::{Replica, Role};
 use crate::ids::{NodeId, Seq};
@@ -47,7 +47,7 @@ impl Replica {
         // Those left out are told at once; an invitation follows when they answer.
         let Role::Primary(primary) = &mut self.role else { return };
         let told = core::mem::take(&mut primary.membership.left_out);
-        for node in told.into_iter().filter(|node| is_out(&config, *node) && self.is_up(*node)) {
+        for node in told.into_iter().filter(|node| config.is_out(*node) && self.is_up(*node)) {
             effects.send(node, Peer::Invite { config: config.clone() });
         }
     }

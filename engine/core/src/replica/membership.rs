@@ -254,7 +254,7 @@ impl Replica {
             return;
         }
         let Membership { invites, flaps, .. } = &mut primary.membership;
-        invites.retain(|node, _| is_out(config, *node));
+        invites.retain(|node, _| config.is_out(*node));
         for node in outsiders(config, own, links) {
             let invite = invites.entry(node).or_insert_with(|| {
                 let seed = self.random.next_u64() ^ u64::from(node.0);
@@ -288,7 +288,7 @@ impl Replica {
 
     fn enlist(&mut self, node: NodeId) {
         let config = &self.meta.config;
-        let room = config.missing() > config.candidates.len();
+        let room = config.searched() > 0;
         let Role::Primary(primary) = &mut self.role else { return };
         if room && !config.is_member(node) && !config.is_candidate(node) && !primary.membership.enlist.contains(&node) {
             primary.membership.enlist.push(node);
@@ -307,7 +307,7 @@ impl Replica {
         let config = &self.meta.config;
         let (segment, epoch) = (self.segment, config.epoch);
         let members = u8::try_from(config.members.len()).unwrap_or(u8::MAX);
-        let searching = config.missing() > config.candidates.len();
+        let searching = config.searched() > 0;
         let grace = self.patience_for_former();
         let Role::Primary(primary) = &mut self.role else { return };
         let plans = &mut primary.membership;
@@ -325,7 +325,7 @@ impl Replica {
 
     pub(super) fn on_granted(&mut self, now: Time, permit: PermitId, target: NodeId, effects: &mut Effects) {
         let config = &self.meta.config;
-        let wanted = config.missing() > config.candidates.len() && !config.is_member(target);
+        let wanted = config.searched() > 0 && !config.is_member(target);
         if let Role::Primary(primary) = &mut self.role
             && wanted
         {
@@ -507,7 +507,7 @@ impl Replica {
 
     /// Remembers who is left out without having asked for it.
     fn note_flaps(&mut self, now: Time, next: &Config) {
-        let lost: Vec<NodeId> = self.meta.config.members.iter().copied().filter(|node| is_out(next, *node)).collect();
+        let lost: Vec<NodeId> = self.meta.config.members.iter().copied().filter(|node| next.is_out(*node)).collect();
         let Role::Primary(primary) = &mut self.role else { return };
         for node in lost {
             if primary.peers.0.get(&node).is_some_and(|peer| !peer.leaving) {
@@ -542,11 +542,6 @@ impl Replica {
     }
 }
 
-/// Whether a node holds a copy that counts for nothing in this configuration.
-pub(super) fn is_out(config: &Config, node: NodeId) -> bool {
-    !config.is_member(node) && !config.is_candidate(node)
-}
-
 /// Holders that are out and can be reached: those to invite.
 fn outsiders<'a>(
     config: &'a Config,
@@ -554,7 +549,7 @@ fn outsiders<'a>(
     links: &'a BTreeMap<NodeId, Link>,
 ) -> impl Iterator<Item = NodeId> + 'a {
     let up = move |node: &NodeId| links.get(node) == Some(&Link::Up);
-    config.holders().filter(move |node| *node != own && is_out(config, *node) && up(node))
+    config.holders().filter(move |node| *node != own && config.is_out(*node) && up(node))
 }
 
 /// Whether the authority has installed what was proposed; the rest of a configuration is filled in by it.

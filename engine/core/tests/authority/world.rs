@@ -8,7 +8,7 @@ use engine_core::authority::records::{Key, StoredRecord, Value};
 use engine_core::authority::{Authority, Setup};
 use engine_core::config::Config;
 use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, NodeId, Revision};
-use engine_core::limits::AUTHORITY_TICK;
+use engine_core::limits::{AUTHORITY_TICK, BREAKER_SETTLE};
 use engine_core::message::{FromAuthority, NodeAddress, Registration, Report, ToAuthority};
 use engine_core::openings::{Opening, Openings};
 use engine_core::time::{Span, Time};
@@ -29,7 +29,7 @@ pub(crate) struct World {
 }
 
 fn setup(now: Time) -> Setup {
-    Setup { now, cluster: ClusterId(5), grace: Span::seconds(5), seed: 1 }
+    Setup { now, cluster: ClusterId(5), grace: Span::seconds(5), breaker_stable: Span::seconds(20), seed: 1 }
 }
 
 pub(crate) fn registration(id: u16) -> Registration {
@@ -70,6 +70,8 @@ impl World {
         for id in 1..=nodes {
             world.register(registration(id));
         }
+        // No permit is granted before it is known who is out of touch.
+        world.pass(BREAKER_SETTLE);
         world.sent.clear();
         world
     }
