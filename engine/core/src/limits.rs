@@ -236,11 +236,17 @@ pub const WAL_SIZE_MAX: u64 = 8 * 1024 * 1024 * 1024;
 pub const PROBLEMS_LISTED_MAX: usize = 1000;
 /// Extents being applied at a time; the others wait for the next poll.
 pub const APPLY_INFLIGHT: usize = 32;
-/// Writes of applying in flight while the WAL has room, so that it hardly shows behind clients' writes and reads; the
-/// fuller the ring, the more, up to [`APPLY_WRITES_MAX`]. An extent that has begun goes on beyond either.
-pub const APPLY_WRITES_MIN: usize = 4;
-/// Writes of applying in flight when nobody else writes, or the WAL runs full.
+/// Writes of applying in flight; an extent that has begun goes on beyond it.
 pub const APPLY_WRITES_MAX: usize = 128;
+/// So many 16ths of what comes into the WAL are applied when apply begins; the fuller the ring, the more, up to
+/// [`APPLY_PACE_MAX`] where changes have to slow down. So apply is a little work beside each batch.
+pub const APPLY_PACE_MIN: u64 = 16;
+/// See [`APPLY_PACE_MIN`].
+pub const APPLY_PACE_MAX: u64 = 64;
+/// Bytes a write of applying counts for at least: a small one is more work than its bytes.
+pub const APPLY_WRITE_COST: u64 = 16 * 1024;
+/// Bytes that apply may be behind, or ahead of, what is due; more is not made up for.
+pub const APPLY_DUE_MAX: i64 = 512 * 1024;
 /// Copies being written at a time in one shard; further ones wait.
 pub const COPY_IN_INFLIGHT: usize = 32;
 /// Writes and page reads of a checkpoint in flight; the others wait.
@@ -453,9 +459,11 @@ const _: () = assert!(NBD_BYTES_MAX.is_multiple_of(BLOCK_SIZE), "a connection's 
 const _: () =
     assert!(8 * NBD_EXTENTS_MAX as u64 <= NBD_BYTES_MAX, "an answer about allocation fits an empty connection");
 const _: () = assert!(
-    APPLY_WRITES_MIN <= APPLY_WRITES_MAX && APPLY_WRITES_MAX + EXTENT_BLOCKS as usize <= DEVICE_INFLIGHT * 3 / 4,
+    APPLY_WRITES_MAX + EXTENT_BLOCKS as usize <= DEVICE_INFLIGHT * 3 / 4,
     "a WAL batch never waits in the device's queue because of what is applied"
 );
+const _: () =
+    assert!(0 < APPLY_PACE_MIN && APPLY_PACE_MIN <= 16 && APPLY_PACE_MAX > 16, "the ring finds its level in between");
 const _: () = assert!(PERSIST_BYTES_MAX <= WAL_SIZE_MIN / 7, "the largest persist always fits an empty WAL");
 const _: () = assert!(BATCH_BYTES <= PERSIST_BYTES_MAX && WAL_SIZE_MIN <= WAL_SIZE_MAX);
 const _: () =

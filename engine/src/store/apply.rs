@@ -4,20 +4,23 @@
 //! in order: blocks written many times meanwhile are written once. Slabs are written in place: until the next checkpoint
 //! the WAL still holds every block a pass may have torn.
 //!
-//! How much of it is in flight follows from how full the ring is: little while there is room, so that the WAL's own writes
-//! and clients' reads find the device free, and more the closer it comes to where changes have to wait. Under a steady load
-//! the ring settles where as much leaves as comes.
+//! How much of it begins follows from what comes into the ring: as much at first, and the fuller the ring, the more. Under
+//! a steady load the ring so settles where as much leaves as comes, and apply is a little work beside each batch instead of a
+//! burst that everybody waits behind. When nobody writes, or changes have to slow down, it goes on as fast as it can.
 
 use std::collections::{BTreeSet, HashMap};
 
 use engine_core::ids::{ExtentIndex, SegmentId, Seq};
-use engine_core::limits::{APPLY_INFLIGHT, APPLY_WRITES_MAX, APPLY_WRITES_MIN, EXTENT_BLOCKS};
+use engine_core::limits::{
+    APPLY_DUE_MAX, APPLY_INFLIGHT, APPLY_PACE_MAX, APPLY_PACE_MIN, APPLY_WRITE_COST, APPLY_WRITES_MAX, BLOCK_SIZE,
+    EXTENT_BLOCKS,
+};
 
 use super::copy::runs;
 use super::extents::{Home, NO_SLAB};
 use super::format::WalRecord;
 use super::ledger::NewSums;
-use super::map::{Composed, Replica};
+use super::replica::{Composed, Replica};
 use super::shard::{Purpose, ShardStore, aligned};
 use super::wal::{APPLY_FROM, Queued, SLOW_FROM};
 use crate::device::{Device, Operation};
@@ -59,6 +62,8 @@ pub(crate) struct Apply {
     jobs: HashMap<u64, Job>,
     /// Writes in flight for all of them.
     writes: usize,
+    /// Bytes of the ring that are to be applied now, because so many came in; what an extent took beyond is made up for ([`ShardStore::pace_apply`]).
+    due: i64,
     extents: BTreeSet<(SegmentId, ExtentIndex)>,
     next: u64,
     /// The batch that was next when the pass began, and when the last whole one did: what committed entries were before
@@ -92,16 +97,17 @@ impl<D: Device> ShardStore<D> {
             if self.map.dirty == 0 || !due {
                 return;
             }
-            self.apply.from = self.wal.ring.number;
+            (self.apply.from, self.apply.due) = (self.wal.ring.number, 0);
             self.apply.phase = Phase::Committing(self.commit_points());
         }
         if self.apply.phase == Phase::Committing(0) {
             self.apply.phase = Phase::Passing(SegmentId::from_u64(0), ExtentIndex(0));
         }
-        let writes_max = if idle || self.settling { APPLY_WRITES_MAX } else { self.apply_writes_max() };
+        let at_once = idle || self.settling || self.wal.blocked || self.wal.ring.is_above(SLOW_FROM);
         while let Phase::Passing(segment, extent) = self.apply.phase
             && self.apply.jobs.len() < APPLY_INFLIGHT
-            && self.apply.writes < writes_max
+            && self.apply.writes < APPLY_WRITES_MAX
+            && (at_once || self.apply.due > 0)
         {
             let Some((segment, extent)) = self.next_dirty(segment, extent) else {
                 if self.apply.jobs.is_empty() {
@@ -117,16 +123,14 @@ impl<D: Device> ShardStore<D> {
         self.keep_books();
     }
 
-    /// Writes of applying that may be in flight, by how full the ring is.
-    fn apply_writes_max(&self) -> usize {
-        if self.wal.blocked {
-            return APPLY_WRITES_MAX;
-        }
+    /// So many bytes came into the ring: some of what is in it is due to be applied. The fuller the ring, the more.
+    pub(crate) fn pace_apply(&mut self, came: u64) {
         let ring = &self.wal.ring;
-        let (from, all) = (ring.size / 32 * APPLY_FROM, ring.size / 32 * SLOW_FROM);
-        let above = ring.used().saturating_sub(from).min(all - from);
-        let more = (APPLY_WRITES_MAX - APPLY_WRITES_MIN) as u64 * above / (all - from);
-        APPLY_WRITES_MIN + usize::try_from(more).unwrap_or(usize::MAX)
+        let (from, to) = (ring.size / 32 * APPLY_FROM, ring.size / 32 * SLOW_FROM);
+        let above = ring.used().saturating_sub(from).min(to - from) / BLOCK_SIZE;
+        let pace = APPLY_PACE_MIN + (APPLY_PACE_MAX - APPLY_PACE_MIN) * above / ((to - from) / BLOCK_SIZE);
+        let more = i64::try_from(came * pace / 16).unwrap_or(i64::MAX);
+        self.apply.due = self.apply.due.saturating_add(more).min(APPLY_DUE_MAX.max(more));
     }
 
     /// Queues the commit points that the WAL does not know yet, in one go; says how many.
@@ -166,6 +170,9 @@ impl<D: Device> ShardStore<D> {
         let Some(composed) = replica.compose(extent, self.apply_bound(replica)) else { return true };
         let old = replica.extents.home(extent);
         let (present, written, mut sums) = merge(replica, old, &composed, extent);
+        let writes = runs(written).count() as u64;
+        let cost = i64::try_from(composed.cost.max(writes * APPLY_WRITE_COST)).unwrap_or(i64::MAX);
+        self.apply.due = self.apply.due.saturating_sub(cost).max(-APPLY_DUE_MAX);
         let (life, through) = (replica.life, composed.through);
         let slab = match old.slab() {
             _ if present == 0 => NO_SLAB,

@@ -12,9 +12,9 @@ use engine_core::record::Standing;
 use super::extents::Home;
 use super::findings::Findings;
 use super::format::{CellLabel, PAGE_SLABS, VERSION, decode_superblock};
-use super::map::{Replica, Source};
 use super::read::{BLOCK, block_sum};
 use super::recover::{ShardRead, read_shard};
+use super::replica::{Replica, Source};
 use super::report::{
     Area, Identity, Place, ReplicaReport, Report, Root, ShardReport, SpaceReport, SuperblockCopy, Verdict, WalReport,
 };
@@ -226,7 +226,7 @@ fn space_report(region: &Region, read: &ShardRead) -> SpaceReport {
 
 fn replica_report(segment: SegmentId, replica: &Replica) -> ReplicaReport {
     let config = &replica.meta.config;
-    let last = replica.log.keys().next_back().copied().unwrap_or_default();
+    let last = replica.log.last().unwrap_or_default();
     ReplicaReport {
         segment: segment.to_string(),
         incarnation: config.incarnation.0,
@@ -245,7 +245,7 @@ fn replica_report(segment: SegmentId, replica: &Replica) -> ReplicaReport {
         stamp: replica.extents.from(ExtentIndex(0)).map(|(_, home)| home.stamp.0).max().unwrap_or(0),
         commit: replica.commit.0,
         last: last.max(replica.commit).0,
-        unapplied: replica.log.range(..=replica.commit).count() as u64,
+        unapplied: replica.log.all().take_while(|(seq, _)| *seq <= replica.commit).count() as u64,
         damaged: replica.damaged,
     }
 }

@@ -8,7 +8,7 @@ use super::Event;
 use super::format::{BatchHeader, WalRecord, encode_batch, record_size};
 use super::ledger::Batch;
 use super::shard::{Purpose, ShardStore, aligned};
-use super::wal::{APPLY_FROM, Flight, MOVES_TO, Queued};
+use super::wal::{Flight, MOVES_FROM, MOVES_TO, Queued};
 use crate::device::{Device, Operation};
 
 impl<D: Device> ShardStore<D> {
@@ -28,6 +28,7 @@ impl<D: Device> ShardStore<D> {
         let (number, start) = (ring.number, ring.start);
         let (position, cost) = ring.advance(flight.size.batch());
         (flight.number, flight.cost) = (number, cost);
+        self.pace_apply(cost);
         self.map.ledger.batches.push(number, Batch { boot: self.label.boot, position, start, live: 1 });
         let header = BatchHeader {
             device: self.label.device,
@@ -58,7 +59,7 @@ impl<D: Device> ShardStore<D> {
     fn move_aside(&mut self, flight: &mut Flight) -> Vec<WalRecord> {
         let mut records = Vec::new();
         let ring = &self.wal.ring;
-        if !ring.is_above(APPLY_FROM) || self.map.unresolved == 0 || !self.moves_are_due() {
+        if !ring.is_above(MOVES_FROM) || self.map.unresolved == 0 || !self.moves_are_due() {
             return records;
         }
         let Some(last) = self.map.ledger.batches.last_before(ring.tail + ring.size / 8) else { return records };
@@ -66,15 +67,15 @@ impl<D: Device> ShardStore<D> {
             if replica.unresolved == 0 || replica.dropping {
                 continue;
             }
-            for (seq, logged) in replica.log.range(replica.commit.next()..).filter(|(_, logged)| logged.batch <= last) {
+            for (seq, logged) in replica.log.from(replica.commit.next()).filter(|(_, logged)| logged.batch <= last) {
                 let entry = logged.entry.clone();
-                let record = WalRecord::Entry { segment: *segment, commit: replica.durable_commit, seq: *seq, entry };
+                let record = WalRecord::Entry { segment: *segment, commit: replica.durable_commit, seq, entry };
                 let size = flight.size + record_size(&record);
                 if size.batch() > ring.size / 16 || !ring.fits(size, MOVES_TO) {
                     return records;
                 }
                 flight.size = size;
-                flight.moved.push((*segment, *seq));
+                flight.moved.push((*segment, seq));
                 records.push(record);
             }
         }

@@ -13,7 +13,7 @@ use engine_core::record::{Blocks, ExtentCopy, sum_bytes, sum_seed};
 use engine_core::sabotage::{Invariant, breaks};
 
 use super::extents::Home;
-use super::map::{Replica, Source};
+use super::replica::{Replica, Source};
 use super::shard::{Purpose, ShardStore};
 use super::sums::{Known, SumStore, page_of};
 use super::{Event, ReadError, Ticket};

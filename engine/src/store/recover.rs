@@ -20,8 +20,9 @@ use super::extents::{CHUNK_EXTENTS, Extents, Home};
 use super::findings::{Findings, REPLICA};
 use super::format::{CellLabel, PageLabel, RootHeader, RootReplica, WalRecord, decode_page, record_size};
 use super::ledger::Batch;
-use super::map::{Map, Replica, Source};
+use super::map::Map;
 use super::read::{BLOCK, block_sum};
+use super::replica::{Replica, Source};
 use super::report::{Place, Verdict};
 use super::roots::{RootFound, newest, read_roots};
 use super::scan::Scan;
@@ -239,7 +240,7 @@ fn bytes(record: &WalRecord) -> u64 {
 fn tell_suspect(map: &Map, region: &Region, (segment, seq, position): (SegmentId, Seq, u64), findings: &mut Findings) {
     let (at, place) = (region.base + position, Place::of(segment));
     let replica = map.replicas.get(&segment);
-    let entry = replica.and_then(|replica| Some((replica, &replica.log.get(&seq)?.entry)));
+    let entry = replica.and_then(|replica| Some((replica, &replica.log.get(seq)?.entry)));
     let Some((replica, entry)) = entry else {
         let what = format!("data of change {seq}, which is in its home already, does not match its checksum");
         return findings.add(at, "WAL", place, Verdict::Harmless, what);
@@ -330,7 +331,7 @@ fn conclude(
             tail.push(entry);
         }
         let last = tail.last().map_or(replica.commit, |entry| entry.seq);
-        let gap = replica.log.range(last.next()..).next().is_some();
+        let gap = replica.log.from(last.next()).next().is_some();
         let member = matches!(replica.meta.standing, Standing::Member | Standing::Joining { .. });
         let mut records = Vec::new();
         if gap {

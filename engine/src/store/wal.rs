@@ -5,7 +5,7 @@
 //!
 //! | part of the ring | from there on |
 //! |---|---|
-//! | 9/16 | committed entries are applied, in passes; the fuller it is, the more at a time |
+//! | 3/8 | committed entries are applied, in passes, so much for what comes in; the fuller it is, the more (`apply`) |
 //! | 3/4 | prepared changes come in as fast as others are applied |
 //! | 7/8 | they wait; records that resolve what fills the ring go on, and unresolved entries move aside |
 //! | 15/16 | only the store's own records go on, which lead to its being freed |
@@ -81,16 +81,18 @@ pub(crate) fn batch_max(ring: u64) -> u64 {
 }
 
 /// Parts of 32 of the ring: see the module.
-pub(crate) const APPLY_FROM: u64 = 18;
+pub(crate) const APPLY_FROM: u64 = 12;
+/// Where entries that cannot be resolved begin to be in the way.
+pub(crate) const MOVES_FROM: u64 = 18;
 pub(crate) const SLOW_FROM: u64 = 24;
 pub(crate) const CHANGES_TO: u64 = 28;
 const CONTROLS_TO: u64 = 30;
 const OWN_TO: u64 = 32;
 pub(crate) const MOVES_TO: u64 = 31;
 
-/// Bytes of blocks that are in memory when a WAL of this size is so full that apply begins.
+/// Bytes of blocks that are in memory, about, when small writes keep coming into a WAL of this size.
 pub(crate) const fn window(size: u64) -> u64 {
-    size / 32 * APPLY_FROM
+    size / 32 * MOVES_FROM
 }
 
 /// Records that become durable together.

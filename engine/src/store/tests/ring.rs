@@ -1,5 +1,4 @@
 //! The ring used again: not before the checkpoint that frees a place counts, and past the end of it.
-use engine_core::limits::{APPLY_INFLIGHT, APPLY_WRITES_MAX, APPLY_WRITES_MIN, EXTENT_BLOCKS};
 use engine_core::random::Random;
 
 use super::*;
@@ -74,51 +73,54 @@ fn the_ring_is_not_used_again_before_the_checkpoint_that_frees_it_counts() {
     assert!(seen);
 }
 
-/// Apply writes in flight once the ring is filled to so many parts of 32, while the device does everything else at once
-/// and none of them.
-fn applying_at(parts: u64) -> usize {
-    const RING: u64 = 4 * MIB;
-    let disk = formatted(40 * MIB, RING);
+/// How many writes of applying begin while changes fill the ring, of 100 changes, by parts of 32 of the ring; each change is
+/// far from the others, so that each makes a write of its own. Nothing frees the ring meanwhile.
+fn applied_of_100() -> Vec<usize> {
+    const RING: u64 = 16 * MIB;
+    let disk = formatted(80 * MIB, RING);
     let mut store = open(&disk);
-    store.persist(vec![create(segment(0), 128)], Ticket(0));
+    store.persist(vec![create(segment(0), 256)], Ticket(0));
     run(&mut store);
     store.device_mut().hold(true);
-    let applies = |store: &mut ShardStore<MemoryDevice>| {
-        let tags = store.device_mut().tags();
-        tags.iter().map(|tag| matches!(store.operations[tag], Purpose::Apply { .. })).collect::<Vec<_>>()
-    };
+    let (mut changes, mut applied) = (vec![0; 32], vec![0; 32]);
     for seq in 1.. {
-        if store.wal.ring.is_above(parts) {
+        let parts = (store.wal.ring.used() / (RING / 32)) as usize;
+        if parts > SLOW_FROM as usize {
             break;
         }
-        // Far from each other: each is a write of its own.
-        let block = (seq * 37 % 2048) as u32 * 2;
+        changes[parts] += 1;
+        let block = (seq * 37 % 4096) as u32 * 2;
         store.persist(vec![prepare(segment(0), seq - 1, write(segment(0), seq, block, 1, seq))], Ticket(seq));
         let mut durable = false;
-        while !durable {
+        loop {
             let mut events = Vec::new();
             store.poll(&mut events);
-            durable = events.iter().any(|event| matches!(event, Event::Persisted(Ticket(at)) if *at == seq));
-            if let Some(index) = applies(&mut store).iter().position(|applies| !applies) {
-                store.device_mut().finish(index);
+            durable |= events.iter().any(|event| matches!(event, Event::Persisted(Ticket(at)) if *at == seq));
+            let frees = |purpose: &Purpose| matches!(purpose, Purpose::Chunk | Purpose::Sums(_) | Purpose::Flushed);
+            let tags = store.device_mut().tags();
+            let Some(index) = tags.iter().position(|tag| !frees(&store.operations[tag])) else { break };
+            if durable && !matches!(store.operations[&tags[index]], Purpose::Apply { .. } | Purpose::Batch) {
+                break;
             }
+            applied[parts] += usize::from(matches!(store.operations[&tags[index]], Purpose::Apply { .. }));
+            store.device_mut().finish(index);
         }
         store.commit(segment(0), Seq(seq));
     }
-    applies(&mut store).iter().filter(|applies| **applies).count()
+    changes.iter().zip(&applied).map(|(changes, applied)| applied * 100 / changes.max(&1)).collect()
 }
 
 #[test]
-fn applying_leaves_the_device_to_others_while_the_ring_has_room() {
-    let (first, half, last) =
-        (applying_at(APPLY_FROM), applying_at(APPLY_FROM / 2 + SLOW_FROM / 2), applying_at(SLOW_FROM));
-    let extent = EXTENT_BLOCKS as usize;
-    assert!(first <= APPLY_WRITES_MIN + extent, "{first} in flight when it begins");
-    assert!(half > first && half < last, "{first}, then {half}, then {last}");
-    assert!(
-        (APPLY_INFLIGHT..=APPLY_WRITES_MAX + extent).contains(&last),
-        "{last} in flight when changes have to slow down"
-    );
+fn what_is_applied_follows_what_comes_in_and_how_full_the_ring_is() {
+    let applied = applied_of_100();
+    let (from, slow) = (APPLY_FROM as usize, SLOW_FROM as usize);
+    // The change that fills a part begins in the one before.
+    assert!(applied[..from - 1].iter().all(|applied| *applied == 0), "too early: {applied:?}");
+    // Each of these changes takes half of what a write of applying counts for.
+    assert!((1..60).contains(&applied[from]), "little when it begins: {applied:?}");
+    assert!(applied[from + 1] < applied[slow - 4] && applied[slow - 4] < applied[slow - 1], "then more: {applied:?}");
+    assert!((150..=220).contains(&applied[slow - 1]), "four times as much as comes in: {applied:?}");
+    assert!(applied[slow] > 1000, "and all of it where changes have to slow down: {applied:?}");
 }
 
 /// Everything that is in the log of the segment, by a store that has just been opened.
