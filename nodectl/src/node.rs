@@ -144,8 +144,9 @@ fn scrub_rows(node: &NodeInfo, mut row: impl FnMut(&str, String)) {
 
 /// All nodes, a line each.
 pub(crate) fn table(nodes: &[NodeInfo]) -> String {
-    let mut table =
-        Table::new(["node", "zone", "state", "used", "booked", "capacity", "replicas", "serving", "damaged"]);
+    let mut table = Table::new([
+        "node", "zone", "state", "used", "booked", "headroom", "capacity", "replicas", "serving", "damaged",
+    ]);
     for node in nodes {
         table.row([
             node.id.to_string(),
@@ -153,6 +154,7 @@ pub(crate) fn table(nodes: &[NodeInfo]) -> String {
             if node.awaited { format!("{}, awaited", node.state) } else { node.state.clone() },
             units::size(node.used),
             units::size(node.booked),
+            units::size(node.headroom),
             units::size(node.capacity),
             node.replicas.to_string(),
             node.serving.to_string(),
@@ -173,6 +175,7 @@ fn detail(node: &NodeInfo) -> String {
     row("replication network", node.replication_addr.clone());
     row("capacity", units::size(node.capacity));
     row("booked", units::size(node.booked));
+    row("kept for re-mirroring", units::size(node.headroom));
     row("used", units::size(node.used));
     row("replicas", node.replicas.to_string());
     row("serving as primary", node.serving.to_string());

@@ -64,11 +64,12 @@ fn table(status: &Status, nodes: &[NodeInfo]) -> String {
         units::size(remirror.bytes_total),
     ]);
     let breaker = status.breaker.why.as_ref().map_or_else(String::new, |why| format!("\n{why}"));
+    let space = space(status);
     let next = status.next.as_ref().map_or_else(String::new, |next| format!("\n  next: {next}"));
     let why = status.frozen.as_ref().or(status.waiting.as_ref());
     let standstill = why.map_or_else(String::new, |why| format!("\nauthority {why}{next}"));
     format!(
-        "health {health}{standstill}{breaker}\ncluster {}, revision {}, {} of {} nodes up, {} used, {} booked of {}\n\n{conditions}\n\n{copies}\n\n{}",
+        "health {health}{standstill}{breaker}\ncluster {}, revision {}, {} of {} nodes up, {} used, {} booked of {}\n{space}\n{conditions}\n\n{copies}\n\n{}",
         status.cluster,
         status.revision.0,
         status.nodes_up,
@@ -78,4 +79,18 @@ fn table(status: &Status, nodes: &[NodeInfo]) -> String {
         units::size(status.capacity),
         node::table(nodes),
     )
+}
+
+fn space(status: &Status) -> String {
+    let space = &status.space;
+    let mut text = format!(
+        "{} free for new volumes, {} kept for re-mirroring ({})\n",
+        units::size(space.free_for_new),
+        units::size(space.headroom),
+        space.policy
+    );
+    for alarm in &space.alarms {
+        text.push_str(&format!("{}: {}\n", alarm.level, alarm.message));
+    }
+    text
 }

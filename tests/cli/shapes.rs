@@ -31,7 +31,10 @@ fn status_has_what_the_contract_names() {
     let status = json!({
         "cluster": "000102030405060708090a0b0c0d0e0f", "revision": 12, "health": "degraded", "segments": segments(),
         "remirror": {"active": 1, "parked": 0, "bytes_per_second": 1024, "bytes_total": 4096},
-        "breaker": breaker(), "damage": {"blocks": 3, "structures": 1, "mended_extents": 2},
+        "breaker": breaker(),
+        "space": {"policy": "10% of every node are kept for re-mirroring", "headroom": 100, "free_for_new": 400, "free": 500,
+                  "alarms": [{"zone": "a", "level": "low", "message": "zone a: 1 GiB are left for new volumes"}]},
+        "damage": {"blocks": 3, "structures": 1, "mended_extents": 2},
         "nodes_up": 5, "nodes_total": 6, "capacity": 1000, "booked": 500, "used": 100, "frozen": null,
         "waiting": null, "next": null
     });
@@ -66,7 +69,7 @@ fn volumes_and_nodes_come_as_the_api_says_them() {
         "scrub": {"passes": 1, "running": false, "compared": 0, "damaged_extents": 0, "compared_extents": 7,
                   "not_compared_extents": 1, "differing_extents": 1,
                   "differing": [{"segment": {"volume": 3, "index": 0}, "extent": 9, "member": "n2"}]}, "flushes": 0, "device_lost": false,
-        "awaited": false, "quarantine": []
+        "headroom": 5, "awaited": false, "quarantine": []
     });
     assert_eq!(shown(&node, &["node", "show", "n3"]), node);
     assert_eq!(shown(&node, &["node", "scrub", "n3"]), node);

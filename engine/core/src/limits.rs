@@ -274,8 +274,14 @@ pub const VOLUMES_MAX: usize = 16 * 1024;
 pub const SEGMENTS_PER_VOLUME_MAX: u32 = 16 * 1024;
 /// Segments of one authority; a volume that would exceed it is refused.
 pub const SEGMENTS_MAX: usize = 256 * 1024;
-/// Part of every node's capacity, per thousand, that only re-mirroring may book (I13).
+/// Part of every node's capacity, per thousand, that only re-mirroring may book, where nobody stated another policy (I13).
 pub const HEADROOM_PER_MILLE: u64 = 100;
+/// Space is low when so much of what new volumes may book is booked, per thousand, where nobody said otherwise.
+pub const SPACE_LOW_PER_MILLE: u64 = 850;
+/// Headroom is short when no more than this part of it is left, per thousand, where nobody said otherwise.
+pub const SPACE_SHORT_PER_MILLE: u64 = 500;
+/// An alarm about space ends when so much of the capacity, per thousand, is free beyond what raised it.
+pub const SPACE_HYSTERESIS_PER_MILLE: u64 = 20;
 /// Replicas one node is asked to create at a time; the next follow as it confirms.
 pub const CREATES_INFLIGHT: usize = 64;
 /// Replicas one node is asked to drop at a time; the next follow as it confirms.
@@ -475,5 +481,5 @@ const _: () = assert!(NODES_MAX * (2 * ADDRESS_BYTES_MAX + 16) <= FRAME_BODY_MAX
 const _: () = assert!(REQUEST_BYTES_MAX <= 1 << 20, "one request is at most a second under 1 MiB per second");
 const _: () = assert!(CALL_LIMIT.0 < HTTP_DEADLINE.0, "the core's answer comes before the connection's end");
 const _: () = assert!(CREATES_INFLIGHT + RELEASES_INFLIGHT + FENCES_PER_ROUND < OUTBOX_MAX);
-const _: () = assert!(HEADROOM_PER_MILLE < 1000);
+const _: () = assert!(HEADROOM_PER_MILLE < 1000 && SPACE_LOW_PER_MILLE <= 1000 && SPACE_SHORT_PER_MILLE <= 1000);
 const _: () = assert!(SESSION_GRACE.0 <= NODE_SILENCE.0 && RESERVE_WAIT.0 < PERMIT_TTL.0);

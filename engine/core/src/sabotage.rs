@@ -23,6 +23,8 @@ pub enum Invariant {
     I14,
     /// No invariant of its own: what keeps I15 when many nodes vanish at once.
     Breaker,
+    /// The part of I13 that keeps space for re-mirroring.
+    Headroom,
 }
 
 #[cfg(feature = "sabotage")]

@@ -31,4 +31,5 @@ pub use engine_core::authority::document::{
     VolumeInfo, VolumeMap,
 };
 pub use engine_core::authority::policy::{BreakerInfo, BreakerWish, SetBreaker};
+pub use engine_core::authority::space::{SpaceAlarm, SpaceInfo};
 pub use engine_core::throttle::VolumeLimits;

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use engine_core::limits::BREAKER_STABLE;
+use engine_core::authority::headroom::Headroom;
+use engine_core::authority::policy::Policy;
+use engine_core::authority::space::Thresholds;
+use engine_core::limits::{BREAKER_STABLE, SPACE_LOW_PER_MILLE, SPACE_SHORT_PER_MILLE};
+use engine_core::time::Span;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::desk::{Options, serve};
@@ -25,6 +29,15 @@ pub struct Args {
     /// When many nodes are lost at once, nothing is re-mirrored until nobody else has come or gone for this long.
     #[arg(long, value_name = "SECONDS", default_value_t = BREAKER_STABLE.as_millis() / 1000)]
     pub breaker_stable: u64,
+    /// Space that only re-mirroring may use: as much as the largest `node` or `zone` has, or a percentage of every node.
+    #[arg(long, value_name = "POLICY", default_value_t = Headroom::default())]
+    pub headroom: Headroom,
+    /// Say that space is low when so much of what new volumes may book is booked.
+    #[arg(long, value_name = "PERCENT", default_value_t = SPACE_LOW_PER_MILLE / 10, value_parser = clap::value_parser!(u64).range(..=100))]
+    pub space_low: u64,
+    /// Say that the headroom is short when no more than this part of it is left.
+    #[arg(long, value_name = "PERCENT", default_value_t = SPACE_SHORT_PER_MILLE / 10, value_parser = clap::value_parser!(u64).range(..=100))]
+    pub space_short: u64,
 }
 
 /// Runs until SIGTERM or SIGINT; says on stdout when and where it listens.
@@ -38,12 +51,10 @@ pub fn run(args: Args) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    let options = Options {
-        dir: args.dir,
-        listen: args.listen,
-        grace: Duration::from_secs(args.grace),
-        breaker_stable: Duration::from_secs(args.breaker_stable),
-    };
+    let space = Thresholds { low_per_mille: args.space_low * 10, short_per_mille: args.space_short * 10 };
+    let breaker_stable = Span(args.breaker_stable.saturating_mul(1_000_000_000));
+    let policy = Policy { breaker_stable, headroom: args.headroom, space };
+    let options = Options { dir: args.dir, listen: args.listen, grace: Duration::from_secs(args.grace), policy };
     let served = runtime.block_on(async {
         let stop = stop_signal()?;
         let ready = |cluster, address| {

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine_core::authority::io::{Answer, Call, CallError, CallId, Effect, Effects, Input, SessionRef};
+use engine_core::authority::policy::Policy;
 use engine_core::authority::records::RestoreError;
 use engine_core::authority::{Authority, Setup};
 use engine_core::ids::{BootId, ClusterId, NodeId};
@@ -35,8 +36,8 @@ pub struct Options {
     pub listen: String,
     /// How long a missing replica may come back before its segment is re-mirrored.
     pub grace: Duration,
-    /// How long the set of lost nodes has to be the same until an open breaker lets a few re-mirrors begin.
-    pub breaker_stable: Duration,
+    /// When and where copies are made.
+    pub policy: Policy,
 }
 
 /// Why an authority did not start, or ended.
@@ -90,8 +91,8 @@ pub async fn serve(
     let setup = Setup {
         now: now(),
         cluster: ClusterId(random()?),
-        grace: span(options.grace),
-        breaker_stable: span(options.breaker_stable),
+        grace: Span(u64::try_from(options.grace.as_nanos()).unwrap_or(u64::MAX)),
+        policy: options.policy,
         seed: getrandom::u64().map_err(ServeError::Random)?,
     };
     let core = Authority::restore(records.load()?, &setup)?;
@@ -109,10 +110,6 @@ pub async fn serve(
     let ended = desk.run(inbox, stop).await;
     door.abort();
     ended
-}
-
-fn span(duration: Duration) -> Span {
-    Span(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn random() -> Result<u128, ServeError> {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use engine_core::authority::policy::Policy;
 use engine_core::authority::records::Value as RecordValue;
 use engine_core::config::Config;
 use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, Epoch, NodeId, Revision, Seq};
@@ -38,7 +39,7 @@ impl Running {
             dir: dir.to_owned(),
             listen: "127.0.0.1:0".into(),
             grace: Duration::from_secs(5),
-            breaker_stable: Duration::from_secs(20),
+            policy: Policy::default(),
         };
         let (tell, told) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -482,7 +483,7 @@ async fn two_authorities_on_one_directory_and_a_taken_port_are_clear_errors() {
         dir: dir.to_owned(),
         listen,
         grace: Duration::from_secs(5),
-        breaker_stable: Duration::from_secs(20),
+        policy: Policy::default(),
     };
     let same = serve(options(&first, "127.0.0.1:0".into()), |_, _| {}, std::future::pending()).await.unwrap_err();
     assert!(same.to_string().contains("in use by another authorityd"), "{same}");

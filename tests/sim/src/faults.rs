@@ -34,15 +34,20 @@ impl World {
     /// A world of this shape whose nodes serve one volume, attached.
     pub(crate) fn shaped(seed: u64, shape: &Shape) -> Self {
         let mut world = Self::new(seed, shape);
-        world.start_authority();
-        let all: Vec<NodeId> = world.places.keys().copied().collect();
-        for node in &all {
-            world.start(*node);
-        }
-        world.run(Span::millis(1500));
-        world.create(shape);
-        world.attach();
+        world.open(shape);
         world
+    }
+
+    /// Authority and nodes start and serve one volume, attached.
+    pub(crate) fn open(&mut self, shape: &Shape) {
+        self.start_authority();
+        let all: Vec<NodeId> = self.places.keys().copied().collect();
+        for node in &all {
+            self.start(*node);
+        }
+        self.run(Span::millis(1500));
+        self.create(shape);
+        self.attach();
     }
 
     fn create(&mut self, shape: &Shape) {

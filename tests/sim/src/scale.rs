@@ -11,13 +11,13 @@ use engine::node::quay::{self, Quay, Wires};
 use engine::store::{self, Geometry, ShardStore, Store, Superblock};
 use engine_core::authority::document::{CreateVolume, Spread};
 use engine_core::authority::io::{Call, CallId, Effect, Effects, Input, SessionRef};
+use engine_core::authority::policy::Policy;
 use engine_core::authority::{Authority, Setup};
 use engine_core::config::Config;
 use engine_core::gather::Gather;
 use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, NodeId, Revision, SegmentId};
 use engine_core::limits::{
-    AUTHORITY_TICK, BATCH_BURST, BATCH_PAUSE, BREAKER_STABLE, EXTENT_SIZE, PROPOSALS_MAX, REPORT_EVERY, TICK,
-    WAL_SIZE_MIN,
+    AUTHORITY_TICK, BATCH_BURST, BATCH_PAUSE, EXTENT_SIZE, PROPOSALS_MAX, REPORT_EVERY, TICK, WAL_SIZE_MIN,
 };
 use engine_core::message::{Decision, FromAuthority, Lane, NodeAddress, PeerMessage, Registration, Reply, ToAuthority};
 use engine_core::openings::Openings;
@@ -159,7 +159,7 @@ fn node(id: NodeId, replicas: u64) -> Node {
 impl World {
     fn new(nodes: u16, replicas: u64) -> Self {
         let now = Time(1_000_000_000);
-        let setup = Setup { now, cluster: CLUSTER, grace: GRACE, breaker_stable: BREAKER_STABLE, seed: 1 };
+        let setup = Setup { now, cluster: CLUSTER, grace: GRACE, policy: Policy::default(), seed: 1 };
         let mut world = Self {
             now,
             queue: BTreeMap::new(),

@@ -17,8 +17,8 @@ impl World {
     /// Starts the authority, over its records.
     pub(crate) fn start_authority(&mut self) {
         let seed = self.random.next_u64();
-        let (now, breaker_stable) = (self.seat.clock.at(self.now), self.breaker_stable);
-        let setup = Setup { now, cluster: CLUSTER, grace: self.grace, breaker_stable, seed };
+        let (now, policy) = (self.seat.clock.at(self.now), self.policy);
+        let setup = Setup { now, cluster: CLUSTER, grace: self.grace, policy, seed };
         let records = self.seat.records.values().cloned().collect();
         self.seat.machine = Some(Authority::restore(records, &setup).expect("its own records"));
         self.seat.life += 1;

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use engine::device::memory::Disk;
 use engine_core::authority::Authority;
 use engine_core::authority::io::{Answer, CallId, Input, SessionRef};
+use engine_core::authority::policy::Policy;
 use engine_core::authority::records::{Key, StoredRecord};
 use engine_core::ids::{NodeId, SegmentId};
 use engine_core::limits::{AUTHORITY_TICK, TICK};
@@ -282,8 +283,7 @@ pub(crate) struct World {
     pub(crate) filling: Vec<CallId>,
     pub(crate) fillers: u64,
     pub(crate) grace: Span,
-    /// How long the set of lost nodes has to be the same until an open breaker lets copies begin.
-    pub(crate) breaker_stable: Span,
+    pub(crate) policy: Policy,
     /// Some disk has lied or rotted: damage may be found.
     pub(crate) damage: bool,
     pub(crate) coverage: Coverage,
@@ -323,7 +323,7 @@ impl World {
             filling: Vec::new(),
             fillers: 0,
             grace: Span::seconds(5),
-            breaker_stable: Span::seconds(20),
+            policy: Policy { breaker_stable: Span::seconds(20), ..Policy::default() },
             damage: false,
             coverage: Coverage::default(),
             events: 0,

@@ -21,7 +21,7 @@ enum Witness {
 use Witness::{Story as Told, Swarm};
 
 /// What is broken, and who has to notice.
-const TABLE: [(Invariant, Witness); 15] = [
+const TABLE: [(Invariant, Witness); 16] = [
     (Invariant::I1, Swarm(40)),
     (Invariant::I2, Swarm(40)),
     (Invariant::I3, Swarm(40)),
@@ -36,6 +36,7 @@ const TABLE: [(Invariant, Witness); 15] = [
     (Invariant::I12, Swarm(40)),
     (Invariant::I13, Told("where_there_is_no_space_no_copy_is_made")),
     (Invariant::I14, Told("what_nobody_can_mend_is_refused_and_never_shown")),
+    (Invariant::Headroom, Told("what_the_largest_node_had_finds_a_place_on_the_others")),
     (Invariant::Breaker, Told("a_break_that_heals_makes_no_copy_that_a_former_one_could_bring_back")),
 ];
 

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::policy::BreakerInfo;
+use super::space::SpaceInfo;
 use crate::config::Config;
 use crate::ids::{ClusterId, Generation, NodeId, Revision, SegmentId, VolumeId};
 use crate::layout::Layout;
@@ -106,6 +107,9 @@ pub struct Status {
     /// What keeps re-mirroring from becoming a storm.
     #[serde(default)]
     pub breaker: BreakerInfo,
+    /// How much space is left, and for whom.
+    #[serde(default)]
+    pub space: SpaceInfo,
     /// Damage found.
     #[serde(default)]
     pub damage: DamageCounts,
@@ -177,6 +181,9 @@ pub struct NodeInfo {
     /// Whether its device was declared gone for good.
     #[serde(default)]
     pub device_lost: bool,
+    /// Of its capacity, bytes that new volumes do not get.
+    #[serde(default)]
+    pub headroom: u64,
     /// Whether the authority stands still and has not heard from it what it remembers.
     #[serde(default)]
     pub awaited: bool,

@@ -8,12 +8,14 @@
 //! I13 (`placement`), I15 (`permits`). Deliberately absent: polling nodes for space, pushing configurations, deciding who is dead.
 
 pub mod document;
+pub mod headroom;
 pub mod io;
 pub mod placement;
 pub mod policy;
 pub mod proposals;
 pub mod rebalance;
 pub mod records;
+pub mod space;
 pub mod status;
 
 mod accept;
@@ -39,9 +41,11 @@ use self::attach::Fencing;
 use self::document::NodeInfo;
 use self::io::{Answer, Call, CallError, CallId, Effects, ErrorCode, Input, SessionRef};
 use self::permits::Permits;
+use self::policy::Policy;
 use self::rebalance::Rebalancing;
 use self::records::{Books, RestoreError, StoredRecord};
 use self::registry::Presence;
+use self::space::Watch;
 use self::standstill::Standstill;
 use self::volumes::Building;
 use crate::ids::{ClusterId, NodeId, Revision, SegmentId, VolumeId};
@@ -58,8 +62,8 @@ pub struct Setup {
     pub cluster: ClusterId,
     /// How long a missing replica may come back before its segment is re-mirrored.
     pub grace: Span,
-    /// How long the set of lost nodes has to be the same until an open breaker lets a few re-mirrors begin.
-    pub breaker_stable: Span,
+    /// When and where copies are made.
+    pub policy: Policy,
     /// Randomness of this run.
     pub seed: u64,
 }
@@ -72,8 +76,11 @@ pub struct Authority {
     sessions: BTreeMap<SessionRef, NodeId>,
     permits: Permits,
     breaker: Breaker,
-    /// When it counts next.
-    breaker_at: Time,
+    policy: Policy,
+    /// When it is looked who is lost and what is left, next.
+    looked_at: Time,
+    /// Where space runs out, as said last.
+    space: Watch,
     rebalancing: Rebalancing,
     fencing: BTreeMap<VolumeId, Fencing>,
     building: BTreeMap<VolumeId, Building>,
@@ -95,7 +102,7 @@ impl Authority {
         let books = if records.is_empty() { Books::found(setup.cluster) } else { Books::restore(records)? };
         let presence = books.nodes().keys().map(|node| (*node, Presence::unheard(setup.now))).collect();
         let recovering = books.segments().iter().filter(|(_, r)| r.recovering).map(|(segment, _)| *segment).collect();
-        let mut breaker = Breaker::new(setup.now, setup.breaker_stable);
+        let mut breaker = Breaker::new(setup.now, setup.policy.breaker_stable);
         if books.cluster().breaker_held {
             breaker.hold();
         }
@@ -105,7 +112,9 @@ impl Authority {
             sessions: BTreeMap::new(),
             permits: Permits::new(setup.seed),
             breaker,
-            breaker_at: setup.now,
+            policy: setup.policy,
+            looked_at: setup.now,
+            space: Watch::default(),
             rebalancing: Rebalancing::default(),
             fencing: BTreeMap::new(),
             building: BTreeMap::new(),
@@ -152,7 +161,7 @@ impl Authority {
         }
         self.tick_building(now, effects);
         self.tick_fences(now, effects);
-        self.tick_breaker(now, effects);
+        self.tick_policy(now, effects);
         self.tick_permits(now, effects);
         self.tick_rebalancing(now, effects);
         self.repeat_releases(now, effects);

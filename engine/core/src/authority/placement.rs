@@ -10,7 +10,7 @@ use core::fmt;
 
 use super::document::Spread;
 use crate::ids::NodeId;
-use crate::limits::{EXTENT_SIZE, HEADROOM_PER_MILLE};
+use crate::limits::EXTENT_SIZE;
 use crate::random::mix;
 use crate::sabotage::{Invariant, breaks};
 
@@ -25,6 +25,8 @@ pub struct Room<'a> {
     pub capacity: u64,
     /// Extents booked.
     pub booked: u64,
+    /// Of its capacity, extents that new volumes do not get.
+    pub kept: u64,
     /// Segments it leads.
     pub primaries: u64,
 }
@@ -43,18 +45,11 @@ impl Room<'_> {
     #[must_use]
     pub fn free(&self, purpose: Purpose) -> u64 {
         let usable = match purpose {
-            Purpose::NewVolume => {
-                self.capacity - self.capacity / 1000 * HEADROOM_PER_MILLE - headroom_rest(self.capacity)
-            }
+            Purpose::NewVolume => self.capacity - self.kept.min(self.capacity),
             Purpose::Remirror => self.capacity,
         };
         if breaks(Invariant::I13) { usable } else { usable.saturating_sub(self.booked) }
     }
-}
-
-/// The headroom of the last, partial thousand, rounded up.
-const fn headroom_rest(capacity: u64) -> u64 {
-    (capacity % 1000 * HEADROOM_PER_MILLE).div_ceil(1000)
 }
 
 /// What is needed.

@@ -10,11 +10,13 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::Authority;
+use super::headroom::Headroom;
 use super::io::{Answer, CallError, CallId, Effects, ErrorCode};
+use super::space::Thresholds;
 use crate::ids::NodeId;
-use crate::limits::BREAKER_EVERY;
+use crate::limits::{BREAKER_EVERY, BREAKER_STABLE};
 use crate::remirror::breaker::{Position, Seen};
-use crate::time::Time;
+use crate::time::{Span, Time};
 
 /// `GET /v1/remirror/breaker`, and part of the status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,13 +56,35 @@ pub struct SetBreaker {
     pub set: BreakerWish,
 }
 
+/// When and where copies are made, as whoever runs the authority states it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// How long the set of lost nodes has to be the same until an open breaker lets a few re-mirrors begin.
+    pub breaker_stable: Span,
+    /// What failure the headroom is for.
+    pub headroom: Headroom,
+    /// When an operator should know that space runs out.
+    pub space: Thresholds,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { breaker_stable: BREAKER_STABLE, headroom: Headroom::default(), space: Thresholds::default() }
+    }
+}
+
 impl Authority {
-    /// Counts who is lost; an opening breaker takes back what no primary was told of yet.
-    pub(super) fn tick_breaker(&mut self, now: Time, effects: &mut Effects) {
-        if now < self.breaker_at {
-            return;
+    /// Looks who is lost and what is left.
+    pub(super) fn tick_policy(&mut self, now: Time, effects: &mut Effects) {
+        if now >= self.looked_at {
+            self.looked_at = now + BREAKER_EVERY;
+            self.tick_breaker(now, effects);
+            self.tick_space(now, effects);
         }
-        self.breaker_at = now + BREAKER_EVERY;
+    }
+
+    /// Counts who is lost; an opening breaker takes back what no primary was told of yet.
+    fn tick_breaker(&mut self, now: Time, effects: &mut Effects) {
         let nodes = self.books.nodes().iter().filter(|(_, record)| !record.is_gone());
         let seen: Vec<Seen<'_>> = nodes.map(|(node, record)| self.seen(now, *node, &record.zone)).collect();
         if let Some(change) = self.breaker.observe(now, seen.into_iter()) {

@@ -128,6 +128,7 @@ impl Authority {
             segments,
             remirror,
             breaker: self.breaker_info(now),
+            space: self.space_info(now),
             damage: self.damage(),
             nodes_up: nodes.keys().filter(|node| self.is_up(now, **node)).count() as u64,
             nodes_total: nodes.len() as u64,
@@ -185,6 +186,7 @@ impl Authority {
             },
             flushes: presence.report.flushes,
             device_lost: record.device_lost,
+            headroom: self.headroom_of(record) * EXTENT_SIZE,
             awaited: self.stands_still() && !record.is_gone() && !self.has_listed(id),
             quarantine: Vec::new(),
         })

@@ -14,6 +14,7 @@ use super::document::{CreateVolume, ResizeVolume, Spread};
 use super::io::{Answer, CallError, CallId, Effects, ErrorCode};
 use super::placement::{Need, Purpose, Room, Size, choose};
 use super::records::{SegmentRecord, VolumeRecord, VolumeState};
+use super::space::is_local;
 use super::{Authority, names, throttle};
 use crate::config::Config;
 use crate::ids::{Epoch, Generation, Incarnation, NodeId, SegmentId, VolumeId};
@@ -165,7 +166,7 @@ impl Authority {
         Ok(())
     }
 
-    /// Nodes that can be given space, as placement sees them.
+    /// Nodes that can be given space, as placement sees them; nothing for new volumes, unless what is kept is said.
     pub(super) fn rooms(&self, now: Time) -> impl Iterator<Item = Room<'_>> {
         self.books.nodes().iter().filter(move |(node, _)| self.is_up(now, **node)).map(|(node, record)| {
             let usage = self.books.usage(*node);
@@ -174,6 +175,7 @@ impl Authority {
                 zone: &record.zone,
                 capacity: record.capacity,
                 booked: usage.booked + self.permits.reserved(*node),
+                kept: record.capacity,
                 primaries: usage.primaries,
             }
         })
@@ -188,7 +190,9 @@ impl Authority {
         layout: &Layout,
         first: u32,
     ) -> Result<Vec<Config>, CallError> {
+        let (kept, local) = (self.kept(), is_local(record, self.zones()));
         let mut rooms: Vec<Room<'_>> = self.rooms(now).collect();
+        rooms.iter_mut().for_each(|room| room.kept = kept.of(room.zone, room.capacity, local));
         let added = (layout.segments() - first) as usize;
         if self.books.segments().len() + added > SEGMENTS_MAX {
             let message = format!("this authority keeps at most {SEGMENTS_MAX} segments: choose larger segments");
@@ -211,11 +215,10 @@ impl Authority {
             let members = choose(&rooms, &need).map_err(|none| {
                 let placed = configs.len();
                 let message = format!(
-                    "no place for segment {} of {added} of `{}`: {none} (of every node {} per mille are kept for \
-                     re-mirroring); nothing was made",
+                    "no place for segment {} of {added} of `{}`: {none} ({}); nothing was made",
                     placed + 1,
                     record.name,
-                    crate::limits::HEADROOM_PER_MILLE
+                    kept.why(),
                 );
                 CallError::new(ErrorCode::NoSpace, message).next("nodectl node ls")
             })?;

@@ -114,6 +114,7 @@ fn placement_follows_its_tables() {
             zone: Box::leak(pairs.text("zone").unwrap().to_owned().into_boxed_str()),
             capacity: pairs.number("capacity").unwrap(),
             booked: pairs.number("booked").unwrap(),
+            kept: pairs.number("kept").unwrap_or_else(|| pairs.number("capacity").unwrap().div_ceil(10)),
             primaries: pairs.number("primaries").unwrap(),
         };
         let rooms: Vec<Room<'_>> = nodes.iter().map(room).collect();

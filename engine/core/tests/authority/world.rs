@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use engine_core::authority::document::{CreateVolume, Status};
 use engine_core::authority::io::{Answer, Call, CallError, CallId, Effect, Effects, Input, SessionRef};
+use engine_core::authority::policy::Policy;
 use engine_core::authority::records::{Key, StoredRecord, Value};
 use engine_core::authority::{Authority, Setup};
 use engine_core::config::Config;
@@ -15,6 +16,7 @@ use engine_core::time::{Span, Time};
 
 pub(crate) struct World {
     pub(crate) core: Authority,
+    policy: Policy,
     pub(crate) now: Time,
     records: BTreeMap<String, StoredRecord>,
     answers: BTreeMap<CallId, Result<Answer, CallError>>,
@@ -28,8 +30,8 @@ pub(crate) struct World {
     openings: BTreeMap<DeviceId, Openings>,
 }
 
-fn setup(now: Time) -> Setup {
-    Setup { now, cluster: ClusterId(5), grace: Span::seconds(5), breaker_stable: Span::seconds(20), seed: 1 }
+fn setup(now: Time, policy: Policy) -> Setup {
+    Setup { now, cluster: ClusterId(5), grace: Span::seconds(5), policy, seed: 1 }
 }
 
 pub(crate) fn registration(id: u16) -> Registration {
@@ -52,10 +54,16 @@ pub(crate) fn registration(id: u16) -> Registration {
 impl World {
     /// An authority with nodes n1 to n`nodes` in zones a, b, c in turns.
     pub(crate) fn new(nodes: u16) -> Self {
+        Self::with(nodes, Policy { breaker_stable: Span::seconds(20), ..Policy::default() })
+    }
+
+    /// The same with another policy.
+    pub(crate) fn with(nodes: u16, policy: Policy) -> Self {
         let now = Time(1_000_000_000_000);
-        let core = Authority::restore(Vec::new(), &setup(now)).unwrap();
+        let core = Authority::restore(Vec::new(), &setup(now, policy)).unwrap();
         let mut world = Self {
             core,
+            policy,
             now,
             records: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -79,7 +87,7 @@ impl World {
     /// The authority ends without notice and starts again from what is durable.
     pub(crate) fn restart(&mut self) {
         let records = self.records.values().cloned().collect();
-        self.core = Authority::restore(records, &setup(self.now)).unwrap();
+        self.core = Authority::restore(records, &setup(self.now, self.policy)).unwrap();
         self.session_of.clear();
         self.sent.clear();
         self.answers.clear();
@@ -246,6 +254,15 @@ impl World {
             _ => None,
         });
         found.unwrap()
+    }
+
+    /// All configurations.
+    pub(crate) fn segments(&self) -> Vec<Config> {
+        let config = |record: &StoredRecord| match &record.value {
+            Value::Segment(segment) => Some(segment.config.clone()),
+            _ => None,
+        };
+        self.records.values().filter_map(config).collect()
     }
 
     pub(crate) fn records_of(&self, kind: &str) -> usize {
