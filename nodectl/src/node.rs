@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Subcommand;
-use engine::authority::api::{NodeInfo, ReleaseCopies, ReplaceDevice, SegmentName};
+use engine::authority::api::{DeviceState, NodeInfo, ReleaseCopies, ReplaceDevice, SegmentName};
 use engine_core::ids::NodeId;
 
 use crate::Global;
@@ -38,6 +38,9 @@ pub(crate) enum Node {
     ReplaceDevice {
         /// Such as n3.
         node: NodeId,
+        /// Which of its devices, while the node runs with the others (`node show` lists them).
+        #[arg(long, value_name = "ID")]
+        device: Option<String>,
         /// A volume that may lose data by it; once for each.
         #[arg(long, value_name = "VOLUME")]
         lose: Vec<String>,
@@ -81,8 +84,8 @@ pub(crate) fn run(global: &Global, command: &Node) -> Result<(), Failure> {
             let info = if *now { scrub(&api, *node)? } else { api.node(*node)? };
             global.output.show(&info, scrubbed)
         }
-        Node::ReplaceDevice { node, lose, dry_run } => {
-            let wanted = ReplaceDevice { lose: lose.clone(), dry_run: *dry_run };
+        Node::ReplaceDevice { node, device, lose, dry_run } => {
+            let wanted = ReplaceDevice { device: device.clone(), lose: lose.clone(), dry_run: *dry_run };
             global.output.show(&api.replace_device(*node, &wanted)?, consequences)
         }
         Node::Release { node, segment, all: _, lose, dry_run } => {
@@ -151,7 +154,7 @@ pub(crate) fn table(nodes: &[NodeInfo]) -> String {
         table.row([
             node.id.to_string(),
             node.zone.clone(),
-            if node.awaited { format!("{}, awaited", node.state) } else { node.state.clone() },
+            state(node),
             units::size(node.used),
             units::size(node.booked),
             units::size(node.headroom),
@@ -162,6 +165,21 @@ pub(crate) fn table(nodes: &[NodeInfo]) -> String {
         ]);
     }
     table.to_string()
+}
+
+fn state(node: &NodeInfo) -> String {
+    let count = |state| node.devices.iter().filter(|device| device.state == state).count();
+    let mut text = node.state.clone();
+    if node.awaited {
+        text.push_str(", awaited");
+    }
+    for wrong in [DeviceState::Missing, DeviceState::Failed] {
+        match count(wrong) {
+            0 => {}
+            number => text.push_str(&format!(", {number} of {} devices {}", node.devices.len(), wrong.name())),
+        }
+    }
+    text
 }
 
 fn detail(node: &NodeInfo) -> String {
@@ -190,6 +208,23 @@ fn detail(node: &NodeInfo) -> String {
         row("device", "gone for good; the next one that comes is its own".to_owned());
     }
     let mut text = table.to_string();
+    if node.devices.len() > 1 || node.devices.iter().any(|device| device.state != DeviceState::InUse) {
+        let mut devices = Table::new(["device", "state", "used", "booked", "capacity", "next"]);
+        for device in &node.devices {
+            devices.row([
+                device.id.clone(),
+                device.state.name().replace('_', " "),
+                units::size(device.used),
+                units::size(device.booked),
+                units::size(device.capacity),
+                device.next.clone().or_else(|| device.why.clone()).unwrap_or_default(),
+            ]);
+        }
+        text.push_str(&format!("\n\n{devices}"));
+    }
+    for reason in &node.absent {
+        text.push_str(&format!("\nnot there: {reason}"));
+    }
     if !node.quarantine.is_empty() {
         let mut kept = Table::new(["in quarantine", "why"]);
         for copy in &node.quarantine {

@@ -69,7 +69,12 @@ fn volumes_and_nodes_come_as_the_api_says_them() {
         "scrub": {"passes": 1, "running": false, "compared": 0, "damaged_extents": 0, "compared_extents": 7,
                   "not_compared_extents": 1, "differing_extents": 1,
                   "differing": [{"segment": {"volume": 3, "index": 0}, "extent": 9, "member": "n2"}]}, "flushes": 0, "device_lost": false,
-        "headroom": 5, "awaited": false, "quarantine": []
+        "headroom": 5,
+        "devices": [{
+            "id": "000102030405060708090a0b0c0d0e0f", "state": "missing", "capacity": 1, "booked": 0, "used": 0, "why": null,
+            "next": "nodectl node replace-device n3 --device 000102030405060708090a0b0c0d0e0f"
+        }],
+        "absent": ["/dev/example: it did not answer"], "awaited": false, "quarantine": []
     });
     assert_eq!(shown(&node, &["node", "show", "n3"]), node);
     assert_eq!(shown(&node, &["node", "scrub", "n3"]), node);

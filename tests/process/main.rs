@@ -16,6 +16,7 @@ mod hosts;
 mod input;
 mod killed;
 mod limits;
+mod lost_device;
 mod nodes;
 mod stale;
 mod zones;

@@ -42,11 +42,16 @@ pub(crate) struct TestCluster {
 impl TestCluster {
     /// Starts a cluster and waits until all its nodes are in touch with the authority.
     pub(crate) fn start(story: &str, shape: Shape) -> Self {
+        Self::start_with(story, shape, &[])
+    }
+
+    /// With more flags of `cluster up`.
+    pub(crate) fn start_with(story: &str, shape: Shape, more: &[&str]) -> Self {
         let scratch = Scratch::new(story);
         let dir = scratch.join("d");
         let mut command = nodectl();
         command.args(["cluster", "up", "--nodes", &shape.nodes.to_string(), "--zones", &shape.zones.to_string()]);
-        command.args(["--device-size", shape.device, "--grace", shape.grace]).arg("--dir").arg(&dir);
+        command.args(["--device-size", shape.device, "--grace", shape.grace]).args(more).arg("--dir").arg(&dir);
         let up = Child::start(command, scratch.path(), "up");
         let mut cluster = Self { up, scratch };
         wait_for("the cluster to come up", PATIENCE, || {

@@ -21,6 +21,7 @@ pub mod ids;
 pub mod layout;
 pub mod lease;
 pub mod limits;
+pub mod lodging;
 pub mod message;
 pub mod openings;
 pub mod random;

@@ -30,6 +30,8 @@ pub const NAME_BYTES_MAX: usize = 64;
 pub const NODES_MAX: usize = 1024;
 /// Shards of one node; configuration asking for more is refused.
 pub const SHARDS_MAX: u16 = 64;
+/// Devices of one node, those given up not forgotten; a node with more is refused. All of them share [`SHARDS_MAX`].
+pub const DEVICES_MAX: usize = 32;
 
 /// Bytes of one client request's data; a longer request is refused, the client cuts before.
 pub const REQUEST_BYTES_MAX: u64 = CHUNK_SIZE;
@@ -449,6 +451,7 @@ const _: () = assert!(COMPARES_WAITING >= SCRUB_INFLIGHT, "what a scrub has read
 const _: () = assert!(BEAT_EVERY.0 * 3 < LEASE.0, "a lease survives two lost beats");
 const _: () = assert!(LEASE_ASKS_EVERY.0 * 2 < BEAT_EVERY.0 && LEASE_ASKS_MAX <= LIST_MAX, "nor is one missed here");
 const _: () = assert!(SILENCE.0 >= LEASE.0, "whoever suspects has let his own lease end");
+const _: () = assert!(DEVICES_MAX <= LIST_MAX && DEVICES_MAX <= SHARDS_MAX as usize);
 const _: () = assert!(NODE_SILENCE.0 >= 3 * REPORT_EVERY.0);
 const _: () = assert!(PERMITS_PER_TARGET <= PERMITS_PER_ZONE && PERMITS_PER_SOURCE <= PERMITS_PER_ZONE);
 const _: () = assert!(0 < PERMITS_PER_ZONE_HALF_OPEN && PERMITS_PER_ZONE_HALF_OPEN < PERMITS_PER_ZONE);

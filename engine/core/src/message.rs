@@ -9,11 +9,14 @@ use alloc::vec::Vec;
 use crate::config::Config;
 pub use crate::decision::Decision;
 use crate::ids::{
-    BlockIndex, BootCount, Epoch, ExtentIndex, Generation, Incarnation, NodeId, PermitId, RequestId, Revision,
-    SegmentId, Seq, Session,
+    BlockIndex, Epoch, ExtentIndex, Generation, Incarnation, NodeId, PermitId, RequestId, Revision, SegmentId, Seq,
+    Session,
 };
 use crate::record::{Blocks, Change, Entry, ExtentCopy, ExtentDigest, Standing};
-pub use crate::report::{CopyReport, HeldConfig, NodeAddress, Registration, ReplicaReport, Report};
+pub use crate::report::{
+    CopyReport, DeviceJudged, DeviceOpened, DeviceReport, HeldConfig, Judgement, NodeAddress, Registration,
+    ReplicaReport, Report,
+};
 use crate::time::{Span, Time};
 
 /// Which connection of a node pair a message takes.
@@ -494,11 +497,8 @@ pub enum FromAuthority {
         settings: Settings,
         /// Revision of the authority.
         revision: Revision,
-        /// Whether the device is as new as the one the authority remembers. If not, it was rolled back: everything on
-        /// it is opened as damaged (I9), durably, before the boot counter below is written.
-        trusted: bool,
-        /// The boot counter the device has from now on.
-        boot: BootCount,
+        /// Each device the node came with; at least one of them may be served.
+        devices: Vec<DeviceJudged>,
     },
     /// What the authority's revision is by now: to be remembered durably (I11).
     Revision(Revision),

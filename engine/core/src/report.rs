@@ -32,16 +32,67 @@ pub struct Registration {
     pub address: NodeAddress,
     /// Its failure domain.
     pub zone: String,
-    /// Its device.
-    pub device: DeviceId,
-    /// How often the device was opened (I9).
-    pub boot: BootCount,
-    /// By which openings of it the authority may know the device (I9).
-    pub openings: Box<Openings>,
-    /// Extents the device can hold.
-    pub capacity: u64,
+    /// Its devices that could be opened; at most [`crate::limits::DEVICES_MAX`].
+    pub devices: Vec<DeviceOpened>,
+    /// Those that could not, in words: which, and why; at most [`crate::limits::DEVICES_MAX`].
+    pub absent: Vec<String>,
     /// Highest authority revision it has seen (I11).
     pub revision: Revision,
+}
+
+/// A device as its node has opened it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceOpened {
+    /// Its id.
+    pub device: DeviceId,
+    /// How often it was opened (I9).
+    pub boot: BootCount,
+    /// By which openings of it the authority may know it (I9).
+    pub openings: Box<Openings>,
+    /// Extents it can hold.
+    pub capacity: u64,
+}
+
+/// What the authority says of a device that a node came with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceJudged {
+    /// Its id.
+    pub device: DeviceId,
+    /// What it said.
+    pub judgement: Judgement,
+}
+
+/// Whether a device's content counts. Each device of a node is judged by itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Judgement {
+    /// It is as new as the one the authority remembers.
+    Sound {
+        /// Its boot counter.
+        boot: BootCount,
+    },
+    /// It was rolled back, or nobody knows what it was: everything on it is opened as damaged (I9), durably, before the
+    /// boot counter here is written.
+    Distrusted {
+        /// The boot counter it has from now on.
+        boot: BootCount,
+    },
+    /// Nothing on it may be served, and why.
+    Refused(String),
+}
+
+/// How a device does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceReport {
+    /// Its id.
+    pub device: DeviceId,
+    /// Extents it can hold.
+    pub capacity: u64,
+    /// Extents booked by replicas on it.
+    pub booked: u64,
+    /// Extents that hold data.
+    pub used: u64,
+    /// Whether a durable write on it has failed: a part of it or all of it is out of service until the node starts again.
+    pub failed: bool,
 }
 
 /// One replica as a node reports it.
@@ -129,4 +180,6 @@ pub struct Report {
     /// Replicas here that neither lead, nor hear a primary, nor are being caught up; at most
     /// [`crate::limits::REPORT_SEGMENTS_MAX`].
     pub stranded: Vec<ReplicaReport>,
+    /// Its devices one by one; at most [`crate::limits::DEVICES_MAX`].
+    pub devices: Vec<DeviceReport>,
 }

@@ -25,10 +25,10 @@
 //! 503 (`unavailable`), 504 (`timeout`), 507 (`no_space`).
 
 pub use engine_core::authority::document::{
-    AcceptOlder, Address, AttachVolume, Cluster, Consequences, CreateVolume, DamageCounts, DetachVolume, ErrorBody,
-    Explain, ExplainReplica, ExplainSegment, Health, NodeInfo, Quarantined, RecoverVolume, ReleaseCopies,
-    RemirrorCounts, ReplaceDevice, ResizeVolume, ScrubInfo, SegmentCounts, SegmentName, SetVolume, Spread, Status,
-    VolumeInfo, VolumeMap,
+    AcceptOlder, Address, AttachVolume, Cluster, Consequences, CreateVolume, DamageCounts, DetachVolume, DeviceInfo,
+    DeviceState, ErrorBody, Explain, ExplainReplica, ExplainSegment, Health, NodeInfo, Quarantined, RecoverVolume,
+    ReleaseCopies, RemirrorCounts, ReplaceDevice, ResizeVolume, ScrubInfo, SegmentCounts, SegmentName, SetVolume,
+    Spread, Status, VolumeInfo, VolumeMap,
 };
 pub use engine_core::authority::policy::{BreakerInfo, BreakerWish, SetBreaker};
 pub use engine_core::authority::space::{SpaceAlarm, SpaceInfo};

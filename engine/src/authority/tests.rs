@@ -10,7 +10,7 @@ use engine_core::authority::records::Value as RecordValue;
 use engine_core::config::Config;
 use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, Epoch, NodeId, Revision, Seq};
 use engine_core::message::{
-    Decision, FromAuthority, Lane, NodeAddress, Proposal, Registration, ReplicaReport, ToAuthority,
+    Decision, DeviceOpened, FromAuthority, Lane, NodeAddress, Proposal, Registration, ReplicaReport, ToAuthority,
 };
 use engine_core::record::Standing;
 use serde_json::{Value, json};
@@ -104,10 +104,13 @@ fn registration(id: u16) -> Registration {
             shards: 1,
         },
         zone: ["a", "b", "c"][usize::from(id) % 3].into(),
-        device: DeviceId(u128::from(id)),
-        boot: BootCount(1),
-        openings: Box::default(),
-        capacity: 80_000,
+        devices: vec![DeviceOpened {
+            device: DeviceId(u128::from(id)),
+            boot: BootCount(1),
+            openings: Box::default(),
+            capacity: 80_000,
+        }],
+        absent: Vec::new(),
         revision: Revision(0),
     }
 }
@@ -325,7 +328,8 @@ async fn a_newer_session_of_a_node_takes_over_and_another_device_is_refused() {
     let _new = FakeNode::connect(&authority, 1).await.welcomed().await;
     assert!(old.try_hear().await.is_err(), "the older session is closed");
 
-    let stranger = Registration { device: DeviceId(99), boot: BootCount(2), ..registration(1) };
+    let mut stranger = registration(1);
+    stranger.devices[0].device = DeviceId(99);
     let mut stranger = FakeNode::connect_as(&authority, stranger).await;
     let refused = stranger.hear().await;
     assert!(matches!(&refused, FromAuthority::RegisterRefused(why) if why.contains("device")), "{refused:?}");

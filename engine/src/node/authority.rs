@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine_core::gather::Gather;
-use engine_core::ids::{BootCount, ClusterId, Revision};
-use engine_core::limits::{
-    HELLO_DEADLINE, LIST_MAX, PROPOSALS_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, REPORT_EVERY, TURN_MAX,
+use engine_core::ids::{ClusterId, DeviceId, Revision};
+use engine_core::limits::{HELLO_DEADLINE, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, TEXT_BYTES_MAX, TURN_MAX};
+use engine_core::message::{
+    Decision, DeviceJudged, FromAuthority, Judgement, Lane, LeaseAsk, NodeAddress, Registration, ToAuthority,
 };
-use engine_core::message::{Decision, FromAuthority, Lane, LeaseAsk, NodeAddress, Registration, ToAuthority};
 use engine_core::openings::Opening;
 use engine_core::remirror::backoff::Backoff;
 use engine_core::time::{Span, Time};
@@ -21,12 +21,10 @@ use tokio::task::JoinHandle;
 
 use super::clock::{duration, now, seed};
 use super::harbour::Addresses;
-use super::mail::{Mail, ShardBox, owner};
-use super::quay::{self, Figures};
+use super::mail::{Mail, ShardBox};
+use super::report::{self, Served};
+use super::routes::{Pilot, Way};
 use crate::wire::{self, Hello, Inbound, Local, Message, Network, Outbox, Who, WireError};
-
-/// How long shards may take to tell their figures before the last ones known are reported.
-const FIGURES_WAIT: Duration = Duration::from_millis(500);
 
 /// Why a node ends that went to work before the authority could tell it.
 const ROLLED_BACK: &str = "an older state of this device is back and was opened before the authority could say so; \
@@ -44,6 +42,9 @@ pub(crate) struct Session {
     pub(crate) authority: String,
     pub(crate) local: Local,
     pub(crate) registration: Registration,
+    /// The devices that were opened, in the order of their shards.
+    pub(crate) opened: Vec<DeviceId>,
+    pub(crate) pilot: Rc<Pilot>,
     pub(crate) shards: Vec<ShardBox>,
     /// From the shards.
     pub(crate) outgoing: mpsc::Receiver<ToAuthority>,
@@ -57,23 +58,21 @@ pub(crate) struct Session {
 }
 
 /// What the device has to remember of what the authority said, for the next start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Told {
     /// The highest revision heard of (I11).
     pub(crate) revision: Revision,
-    /// Whether the authority has taken this opening of the device in, as sound (I9).
-    pub(crate) taken: bool,
+    /// The devices of which the authority has taken this opening in, as sound (I9).
+    pub(crate) taken: Vec<DeviceId>,
 }
 
 /// What the authority says to a node that it takes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TakenIn {
     /// Grace time of the cluster.
     pub(crate) grace: Span,
-    /// Whether the device is as new as the authority remembers it (I9).
-    pub(crate) trusted: bool,
-    /// Its boot counter from now on.
-    pub(crate) boot: BootCount,
+    /// What it says of each device (I9).
+    pub(crate) devices: Vec<DeviceJudged>,
 }
 
 /// What a hello to the authority says.
@@ -180,24 +179,22 @@ impl Session {
             taken.clear();
             let Some(said) = said else { continue };
             match said {
-                Ok(Message::FromAuthority(FromAuthority::Registered { settings, revision, trusted, boot })) => {
-                    tracing::info!(authority = %self.authority, %revision, trusted, "registered with the authority");
+                Ok(Message::FromAuthority(FromAuthority::Registered { settings, revision, devices })) => {
+                    tracing::info!(authority = %self.authority, %revision, ?devices, "registered with the authority");
                     backoff.reset();
                     self.on_revision(revision);
-                    if !self.on_taken_in(TakenIn { grace: settings.grace, trusted, boot }) {
+                    if !self.on_taken_in(TakenIn { grace: settings.grace, devices }) {
                         return Ended::RolledBack;
                     }
-                    reporter = Some(Stopped(tokio::task::spawn_local(report(
-                        self.shards.clone(),
-                        self.damaged_copies,
-                        outbox.clone(),
-                    ))));
+                    let reporting =
+                        report::keep(self.in_service(), Rc::clone(&self.pilot), self.damaged_copies, outbox.clone());
+                    reporter = Some(Stopped(tokio::task::spawn_local(reporting)));
                 }
                 Ok(Message::FromAuthority(FromAuthority::RegisterRefused(reason))) => return Ended::Refused(reason),
                 Ok(Message::FromAuthority(FromAuthority::Revision(revision))) => self.on_revision(revision),
                 Ok(Message::FromAuthority(FromAuthority::Nodes(nodes))) => self.on_nodes(nodes),
                 Ok(Message::FromAuthority(FromAuthority::ShowConfigs)) => {
-                    drop(tokio::task::spawn_local(show_configs(self.shards.clone(), outbox.clone())));
+                    drop(tokio::task::spawn_local(report::show_configs(self.in_service(), outbox.clone())));
                 }
                 Ok(Message::FromAuthority(said)) => self.pass_on(said).await,
                 Ok(_) => return Ended::Broken(WireError::Unwelcome("the authority said what only others say".into())),
@@ -217,11 +214,47 @@ impl Session {
 
     /// `false` when this node is at work already on what it must not trust: then only a new start helps (I9).
     fn on_taken_in(&mut self, taken: TakenIn) -> bool {
-        self.registration.boot = taken.boot;
-        self.registration.openings.take_in(Opening { id: self.local.boot, count: taken.boot });
-        self.told.send_if_modified(|told| taken.trusted && !std::mem::replace(&mut told.taken, taken.trusted));
+        let (mut sound, mut doubted) = (Vec::new(), false);
+        for DeviceJudged { device, judgement } in &taken.devices {
+            let (Judgement::Sound { boot } | Judgement::Distrusted { boot }) = judgement else {
+                doubted = true;
+                self.leave_out(*device, judgement);
+                continue;
+            };
+            let is_sound = matches!(judgement, Judgement::Sound { .. });
+            doubted |= !is_sound;
+            sound.extend(is_sound.then_some(*device));
+            if let Some(opened) = self.registration.devices.iter_mut().find(|opened| opened.device == *device) {
+                opened.boot = *boot;
+                opened.openings.take_in(Opening { id: self.local.boot, count: *boot });
+            }
+        }
+        self.told.send_if_modified(|told| {
+            let news = sound.iter().any(|device| !told.taken.contains(device));
+            told.taken = sound;
+            news
+        });
         let heard = self.registered.take().is_some_and(|registered| registered.send(taken).is_ok());
-        heard || taken.trusted
+        heard || !doubted
+    }
+
+    /// Nothing on this device is listed or found any more, and the next registration comes without it.
+    fn leave_out(&mut self, device: DeviceId, judgement: &Judgement) {
+        if let Some(at) = self.opened.iter().position(|opened| *opened == device) {
+            self.pilot.routes().change(|lodging| lodging.take_out(at));
+        }
+        self.registration.devices.retain(|opened| opened.device != device);
+        if let Judgement::Refused(why) = judgement {
+            self.registration.absent.push(format!("device {device}: {why}").chars().take(TEXT_BYTES_MAX / 4).collect());
+        }
+    }
+
+    /// The shards of devices that are served, by device.
+    fn in_service(&self) -> Vec<Served> {
+        let routes = self.pilot.routes();
+        let served = self.opened.iter().enumerate().filter(|(at, _)| !routes.ask(|lodging| lodging.is_out(*at)));
+        let shards = |at| self.shards[routes.shards_of(at)].to_vec();
+        served.map(|(at, device)| Served { at, device: *device, shards: shards(at) }).collect()
     }
 
     fn on_nodes(&self, nodes: Vec<NodeAddress>) {
@@ -230,13 +263,18 @@ impl Session {
     }
 
     async fn pass_on(&self, said: FromAuthority) {
-        let segment = match &said {
-            FromAuthority::Create { config } | FromAuthority::Recover { config } => config.segment,
-            FromAuthority::Reserve { segment, .. }
-            | FromAuthority::Granted { segment, .. }
+        let shard = match &said {
+            FromAuthority::Create { config } => self.pilot.routes().choose(config.segment, config.extents),
+            FromAuthority::Reserve { segment, extents, .. } => self.pilot.routes().choose(*segment, *extents),
+            FromAuthority::Release { segment, .. } => match self.pilot.way(*segment) {
+                Way::There(shard) | Way::Nowhere(shard) => shard,
+                // I11: it may be on the device that is missing; it is said again.
+                Way::NotKnown(_) => return,
+            },
+            FromAuthority::Recover { config } => self.pilot.way(config.segment).shard(),
+            FromAuthority::Granted { segment, .. }
             | FromAuthority::Fence { segment, .. }
-            | FromAuthority::HandOver { segment, .. }
-            | FromAuthority::Release { segment, .. } => *segment,
+            | FromAuthority::HandOver { segment, .. } => self.pilot.way(*segment).shard(),
             FromAuthority::Decisions(_) => return self.pass_on_decisions(said).await,
             FromAuthority::Leased(asks) => return self.pass_on_leases(asks).await,
             FromAuthority::Scrub => {
@@ -252,15 +290,14 @@ impl Session {
             | FromAuthority::ShowConfigs => return,
         };
         // A shard that is over needs no news.
-        let _ = owner(&self.shards, segment).work.send(Mail::Authority(said)).await;
+        let _ = self.shards[usize::from(shard)].work.send(Mail::Authority(said)).await;
     }
 
     /// To each shard its own, in one mail.
     async fn pass_on_leases(&self, asks: &[LeaseAsk]) {
         let mut parts: Vec<Vec<LeaseAsk>> = self.shards.iter().map(|_| Vec::new()).collect();
-        let shards = u16::try_from(self.shards.len()).unwrap_or(u16::MAX);
         for ask in asks {
-            parts[usize::from(ask.segment.shard(shards))].push(*ask);
+            parts[usize::from(self.pilot.way(ask.segment).shard())].push(*ask);
         }
         for (shard, part) in self.shards.iter().zip(parts).filter(|(_, part)| !part.is_empty()) {
             let _ = shard.work.send(Mail::Authority(FromAuthority::Leased(part))).await;
@@ -271,12 +308,11 @@ impl Session {
     async fn pass_on_decisions(&self, said: FromAuthority) {
         let FromAuthority::Decisions(decisions) = said else { return };
         let mut parts: Vec<Vec<Decision>> = self.shards.iter().map(|_| Vec::new()).collect();
-        let shards = u16::try_from(self.shards.len()).unwrap_or(u16::MAX);
         for decision in decisions {
             if let Decision::Denied(config, reason) = &decision {
                 tracing::info!(segment = %config.segment, %reason, "the authority denied a proposal");
             }
-            parts[usize::from(decision.segment().shard(shards))].push(decision);
+            parts[usize::from(self.pilot.way(decision.segment()).shard())].push(decision);
         }
         for (shard, part) in self.shards.iter().zip(parts).filter(|(_, part)| !part.is_empty()) {
             let _ = shard.work.send(Mail::Authority(FromAuthority::Decisions(part))).await;
@@ -309,68 +345,4 @@ enum Ended {
     Refused(String),
     RolledBack,
     Broken(WireError),
-}
-
-/// Tells the configuration of every replica here (I11).
-async fn show_configs(shards: Vec<ShardBox>, outbox: Outbox) {
-    let mut held = Vec::new();
-    for shard in &shards {
-        let (answer, list) = oneshot::channel();
-        if shard.work.send(Mail::Configs(answer)).await.is_err() {
-            return;
-        }
-        let Ok(list) = list.await else { return };
-        held.extend(list);
-    }
-    let mut parts = held.chunks(PROPOSALS_MAX).map(<[_]>::to_vec).collect::<Vec<_>>();
-    let last = parts.pop().unwrap_or_default();
-    for part in parts {
-        if outbox.try_send(&Message::ToAuthority(ToAuthority::Configs { part, last: false })).is_err() {
-            return; // with a part missing the list is not whole; it is asked for again in the next session
-        }
-    }
-    let _ = outbox.try_send(&Message::ToAuthority(ToAuthority::Configs { part: last, last: true }));
-}
-
-/// Lists what is held, then reports regularly.
-async fn report(shards: Vec<ShardBox>, damaged_copies: u64, outbox: Outbox) {
-    let mut held = Vec::new();
-    for shard in &shards {
-        let (answer, list) = oneshot::channel();
-        if shard.work.send(Mail::Replicas(answer)).await.is_ok() {
-            held.extend(list.await.unwrap_or_default());
-        }
-    }
-    let mut parts = held.chunks(LIST_MAX).map(<[_]>::to_vec).collect::<Vec<_>>();
-    let last = parts.pop().unwrap_or_default();
-    for part in parts {
-        let _ = outbox.try_send(&Message::ToAuthority(ToAuthority::Replicas { part, last: false }));
-    }
-    let _ = outbox.try_send(&Message::ToAuthority(ToAuthority::Replicas { part: last, last: true }));
-    let known = Rc::new(std::cell::RefCell::new(vec![Figures::default(); shards.len()]));
-    let mut ticks = tokio::time::interval(duration(REPORT_EVERY));
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let asked = shards.iter().enumerate().map(|(index, shard)| {
-            let (shard, known) = (shard.clone(), Rc::clone(&known));
-            async move {
-                let (answer, figures) = oneshot::channel();
-                if shard.work.send(Mail::Status(answer)).await.is_ok()
-                    && let Ok(figures) = figures.await
-                {
-                    known.borrow_mut()[index] = figures;
-                }
-            }
-        });
-        for ask in asked {
-            // A shard that is stuck must not silence the others.
-            let _ = tokio::time::timeout(FIGURES_WAIT, ask).await;
-        }
-        let mut report = quay::report(&known.borrow());
-        report.damaged_structures += damaged_copies;
-        if outbox.try_send(&Message::ToAuthority(ToAuthority::Report(report))).is_err() && outbox.is_closed() {
-            return;
-        }
-    }
 }

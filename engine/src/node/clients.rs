@@ -7,7 +7,7 @@ use std::time::Duration;
 use engine_core::limits::OUTBOX_BYTES_MAX;
 
 use super::harbour::Harbour;
-use super::mail::{ClientMail, ShardBox};
+use super::mail::ClientMail;
 use crate::wire::{Link, Message, Outbox, WireError, check_request};
 
 /// Serves a client until its connection ends; gives the reason.
@@ -26,7 +26,7 @@ pub(crate) async fn serve(harbour: &Harbour, link: Link) -> WireError {
             Ok(_) => break WireError::Unwelcome("a client sends requests and nothing else".into()),
             Err(error) => break error,
         };
-        let shard = usize::from(request.segment.shard(shards(&harbour.shards)));
+        let shard = usize::from(harbour.pilot.way(request.segment).shard());
         let to = &harbour.shards[shard].requests;
         if !told[shard] {
             told[shard] = true;
@@ -51,9 +51,4 @@ async fn until_drained(outbox: &Outbox) {
     while outbox.queued().1 > OUTBOX_BYTES_MAX / 4 && !outbox.is_closed() {
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-}
-
-#[allow(clippy::cast_possible_truncation)] // at most SHARDS_MAX
-fn shards(boxes: &[ShardBox]) -> u16 {
-    boxes.len() as u16
 }

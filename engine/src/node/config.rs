@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 use engine_core::ids::NodeId;
-use engine_core::limits::{NAME_BYTES_MAX, SHARDS_MAX};
+use engine_core::limits::{DEVICES_MAX, NAME_BYTES_MAX, SHARDS_MAX};
 use serde::Deserialize;
 
 /// Shards where nobody asked for a number: one per core, at most this many.
@@ -31,16 +31,17 @@ pub struct Args {
 #[derive(Debug, Clone, Default, ClapArgs, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Values {
-    /// This node, one per device: n1 to n65535
+    /// This node: n1 to n65535
     #[arg(long)]
     pub id: Option<NodeId>,
     /// The authority, e.g. http://10.0.0.1:7700
     #[arg(long, value_name = "URL")]
     pub authority: Option<String>,
-    /// Block device or preallocated file this node owns
+    /// Block device or preallocated file this node owns; once for each (in the file: one, or a list)
     #[arg(long, value_name = "PATH")]
-    pub device: Option<PathBuf>,
-    /// Create the device as a file of this size if it does not exist, e.g. 20G
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub device: Vec<PathBuf>,
+    /// Create a device as a file of this size if it does not exist, e.g. 20G
     #[arg(long, value_name = "SIZE")]
     pub device_size: Option<String>,
     /// Failure domain, e.g. a
@@ -52,7 +53,8 @@ pub struct Values {
     /// Listen here on the replication network, HOST:PORT
     #[arg(long, value_name = "ADDR")]
     pub replication_addr: Option<String>,
-    /// Threads, each with its part of the device; fixed when the device is formatted (default: one per core, at most 4)
+    /// Threads of each device, each with its part of it; fixed when the device is formatted (default: one per core, at
+    /// most 4, shared by the devices)
     #[arg(long)]
     pub shards: Option<u16>,
     /// Write-ahead log of each shard; fixed when the device is formatted, e.g. 256M
@@ -67,9 +69,9 @@ pub struct Config {
     pub id: NodeId,
     /// `host:port` of the authority.
     pub authority: String,
-    /// Its device.
-    pub device: PathBuf,
-    /// Create the device as a file of this many bytes if it does not exist.
+    /// Its devices, one or more.
+    pub devices: Vec<PathBuf>,
+    /// Create a device as a file of this many bytes if it does not exist.
     pub device_size: Option<u64>,
     /// Failure domain.
     pub zone: String,
@@ -145,7 +147,7 @@ impl Values {
         Self {
             id: self.id.or(file.id),
             authority: self.authority.or(file.authority),
-            device: self.device.or(file.device),
+            device: if self.device.is_empty() { file.device } else { self.device },
             device_size: self.device_size.or(file.device_size),
             zone: self.zone.or(file.zone),
             primary_addr: self.primary_addr.or(file.primary_addr),
@@ -159,7 +161,7 @@ impl Values {
         let config = Config {
             id: self.id.ok_or(ConfigError::Missing("id"))?,
             authority: authority_address(&self.authority.ok_or(ConfigError::Missing("authority"))?)?,
-            device: self.device.ok_or(ConfigError::Missing("device"))?,
+            devices: devices(self.device)?,
             device_size: self.device_size.map(|text| size("device_size", &text)).transpose()?,
             zone: zone(self.zone.ok_or(ConfigError::Missing("zone"))?)?,
             primary: listen("primary_addr", &self.primary_addr.ok_or(ConfigError::Missing("primary_addr"))?)?,
@@ -178,11 +180,40 @@ impl Values {
     }
 }
 
-/// Shards for a device that is formatted now.
+/// Shards for one of so many devices that is formatted now.
 #[must_use]
 #[allow(clippy::cast_possible_truncation)] // at most SHARDS_DEFAULT_MAX
-pub fn default_shards() -> u16 {
-    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(SHARDS_DEFAULT_MAX) as u16)
+pub fn default_shards(devices: usize) -> u16 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (cores.min(SHARDS_DEFAULT_MAX) / devices.max(1)).max(1) as u16
+}
+
+/// In the file, one path or a list of them.
+fn one_or_many<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Paths {
+        One(PathBuf),
+        Many(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(from)? {
+        Paths::One(path) => vec![path],
+        Paths::Many(paths) => paths,
+    })
+}
+
+fn devices(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, ConfigError> {
+    let bad = |value: String, reason: String| ConfigError::Bad { name: "device", value, reason };
+    if paths.is_empty() {
+        return Err(ConfigError::Missing("device"));
+    }
+    if paths.len() > DEVICES_MAX {
+        return Err(bad(format!("{} devices", paths.len()), format!("a node has at most {DEVICES_MAX}")));
+    }
+    if let Some((_, twice)) = paths.iter().enumerate().find(|(at, path)| paths[..*at].contains(path)) {
+        return Err(bad(twice.display().to_string(), "it is named twice".into()));
+    }
+    Ok(paths)
 }
 
 fn shards(number: u16) -> Result<u16, ConfigError> {
@@ -280,6 +311,21 @@ mod tests {
         let flags = Values { zone: Some("b".into()), shards: Some(1), ..Values::default() };
         let config = from_file(GOOD, flags).unwrap();
         assert_eq!((config.zone.as_str(), config.shards, config.id), ("b", Some(1), NodeId(3)));
+    }
+
+    #[test]
+    fn a_node_has_one_device_or_several() {
+        let devices = |text: &str, flags: Values| {
+            from_file(&GOOD.replace("device = \"/dev/example\"", text), flags).map(|config| config.devices)
+        };
+        let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(devices("device = \"/a\"", Values::default()).unwrap(), paths(&["/a"]));
+        assert_eq!(devices("device = [\"/a\", \"/b\"]", Values::default()).unwrap(), paths(&["/a", "/b"]));
+        let flags = Values { device: paths(&["/c"]), ..Values::default() };
+        assert_eq!(devices("device = [\"/a\", \"/b\"]", flags).unwrap(), paths(&["/c"]));
+        assert!(devices("", Values::default()).unwrap_err().to_string().contains("no `device`"));
+        let twice = devices("device = [\"/a\", \"/a\"]", Values::default());
+        assert!(twice.unwrap_err().to_string().contains("named twice"));
     }
 
     #[test]

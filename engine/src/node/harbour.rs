@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::listen::{self, Arrival, Doors};
 use super::mail::{PeerControl, ShardBox};
 use super::peers;
+use super::routes::Pilot;
 use crate::wire::Local;
 
 /// Where nodes are, as the authority said last; kept while it is away.
@@ -23,6 +24,8 @@ pub(crate) type Addresses = Arc<BTreeMap<NodeId, NodeAddress>>;
 pub(crate) struct Harbour {
     pub(crate) local: Local,
     pub(crate) shards: Vec<ShardBox>,
+    /// Which of them has what.
+    pub(crate) pilot: Pilot,
     /// Who keeps connections to peers, by node id modulo their number.
     pub(crate) keepers: Vec<mpsc::Sender<PeerControl>>,
     pub(crate) addresses: watch::Receiver<Addresses>,

@@ -1,6 +1,6 @@
 //! Getting hold of the device: look first, decide whether it is ours, and only then write.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, NodeId, Revision};
 use engine_core::openings::Openings;
@@ -88,33 +88,32 @@ pub(crate) struct Held {
 }
 
 /// Looks, locks, and checks everything that can be checked without the authority.
-pub(crate) fn look(config: &Config) -> Result<Hold, HoldError> {
-    let path = &config.device;
+pub(crate) fn look(config: &Config, path: &Path) -> Result<Hold, HoldError> {
     let mut file = match (DeviceFile::open(path), config.device_size) {
         (Ok(file), _) => file,
         (Err(DeviceError::Missing { .. }), Some(size)) => {
             if size == 0 || !size.is_multiple_of(MIB) {
                 return Err(DeviceError::BadSize { size }.into());
             }
-            return Ok(Hold::Absent(size, plan(config, size)?));
+            return Ok(Hold::Absent(size, plan(config, path, size)?));
         }
         (Err(error), _) => return Err(error.into()),
     };
     match store::read(&mut file) {
         Ok(found) => {
-            check_owner(config, &found, config.id)?;
+            check_owner(config, path, &found, config.id)?;
             Ok(Hold::Ours(file, Box::new(found)))
         }
         Err(OpenError::NotFormatted) => {
-            let geometry = plan(config, file.size())?;
+            let geometry = plan(config, path, file.size())?;
             Ok(Hold::Blank(file, geometry))
         }
-        Err(error) => Err(HoldError::NotOurs { path: path.clone(), error }),
+        Err(error) => Err(HoldError::NotOurs { path: path.into(), error }),
     }
 }
 
-fn check_owner(config: &Config, found: &Superblock, expected: NodeId) -> Result<(), HoldError> {
-    let path = || config.device.clone();
+fn check_owner(config: &Config, path: &Path, found: &Superblock, expected: NodeId) -> Result<(), HoldError> {
+    let path = || path.to_path_buf();
     if found.node != expected {
         let error = OpenError::OtherNode { found: found.node, expected };
         return Err(HoldError::NotOurs { path: path(), error });
@@ -133,15 +132,15 @@ fn check_owner(config: &Config, found: &Superblock, expected: NodeId) -> Result<
 }
 
 /// How a device of `size` bytes will be divided. Without a wish, as many shards as fit.
-fn plan(config: &Config, size: u64) -> Result<Geometry, HoldError> {
-    let mut shards = config.shards.unwrap_or_else(default_shards);
+fn plan(config: &Config, path: &Path, size: u64) -> Result<Geometry, HoldError> {
+    let mut shards = config.shards.unwrap_or_else(|| default_shards(config.devices.len()));
     loop {
         let part = size / u64::from(shards) / 16;
         let wal = config.wal_size.unwrap_or((part - part % MIB).clamp(WAL_DEFAULT.0, WAL_DEFAULT.1));
         match Geometry::plan(size, shards, wal) {
             Ok(geometry) => return Ok(geometry),
             Err(FormatError::TooSmall { .. }) if config.shards.is_none() && shards > 1 => shards -= 1,
-            Err(error) => return Err(HoldError::Format { path: config.device.clone(), error }),
+            Err(error) => return Err(HoldError::Format { path: path.into(), error }),
         }
     }
 }
@@ -167,11 +166,11 @@ impl Hold {
     pub(crate) fn take(
         self,
         config: &Config,
+        path: &Path,
         cluster: ClusterId,
         device: DeviceId,
         id: BootId,
     ) -> Result<Held, HoldError> {
-        let path = &config.device;
         let mut damaged_copies = 0;
         let (mut file, fresh) = match self {
             Self::Ours(mut file, _) => {
@@ -187,11 +186,11 @@ impl Hold {
             let (features, compatible, node) = (0, 0, config.id);
             let superblock =
                 Superblock { features, compatible, cluster, node, device, boot, geometry, revision, openings };
-            store::format(&mut file, &superblock).map_err(|error| HoldError::Format { path: path.clone(), error })?;
+            store::format(&mut file, &superblock).map_err(|error| HoldError::Format { path: path.into(), error })?;
             tracing::info!(path = %path.display(), %device, "the device was formatted");
         }
         let superblock = store::open(&mut file, cluster, config.id, id)
-            .map_err(|error| HoldError::NotOurs { path: path.clone(), error })?;
+            .map_err(|error| HoldError::NotOurs { path: path.into(), error })?;
         if damaged_copies > 0 {
             tracing::error!(path = %path.display(), damaged_copies, "copies of the superblock were damaged; they are written again");
         }
@@ -199,7 +198,7 @@ impl Hold {
     }
 }
 
-fn create(path: &std::path::Path, size: u64) -> Result<DeviceFile, HoldError> {
+fn create(path: &Path, size: u64) -> Result<DeviceFile, HoldError> {
     tracing::info!(path = %path.display(), size, "making the device file; every byte of it is written once");
     let mut tenth = 0;
     let file = DeviceFile::create(path, size, &mut |written| {

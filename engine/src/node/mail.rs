@@ -1,6 +1,6 @@
 //! What reaches a shard from the tasks around it, and what a shard asks of them. Every box is bounded (I15).
 
-use engine_core::ids::{NodeId, SegmentId};
+use engine_core::ids::NodeId;
 use engine_core::limits::INBOX_MAX;
 use engine_core::message::{FromAuthority, HeldConfig, PeerMessage, ReplicaReport, Request};
 use engine_core::replica::io::ClientRef;
@@ -60,6 +60,8 @@ pub(crate) enum Mail {
     Configs(oneshot::Sender<Vec<HeldConfig>>),
     /// The node stops on purpose: hand over and leave while serving on; answered when the machines may stop.
     Leave(oneshot::Sender<()>),
+    /// Its device is not to be served: let go of it, and take no part from now on. Comes instead of `Serve`.
+    Retire,
     /// Stop now; answered when everything is quiet.
     Stop(oneshot::Sender<()>),
 }
@@ -117,11 +119,4 @@ pub(crate) fn shard_box() -> (ShardBox, ShardInbox) {
     let (work, work_end) = mpsc::channel(INBOX_MAX);
     let (requests, requests_end) = mpsc::channel(INBOX_MAX);
     (ShardBox { work, requests }, ShardInbox { work: work_end, requests: requests_end })
-}
-
-/// The box of the shard that owns `segment`.
-#[must_use]
-#[allow(clippy::cast_possible_truncation)] // at most SHARDS_MAX
-pub(crate) fn owner(shards: &[ShardBox], segment: SegmentId) -> &ShardBox {
-    &shards[usize::from(segment.shard(shards.len() as u16))]
 }

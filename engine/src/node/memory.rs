@@ -1,4 +1,4 @@
-//! What the node itself remembers, in its superblock: the highest revision of the authority it has heard of (I11), and
+//! What a device remembers for its node, in its superblock: the highest revision of the authority it has heard of (I11), and
 //! that the authority has taken it in (I9).
 //!
 //! Written apart from everything else, at most every [`REVISION_EVERY`]: nothing waits for it, and a device that stands
@@ -17,7 +17,10 @@ use crate::store::{self, Superblock};
 /// Writes each higher revision down, and that this run was taken in. Ends when nobody tells any more.
 pub(super) async fn keep(file: DeviceFile, mut superblock: Superblock, id: BootId, mut told: watch::Receiver<Told>) {
     while told.changed().await.is_ok() {
-        let Told { revision, taken } = *told.borrow_and_update();
+        let (revision, taken) = {
+            let told = told.borrow_and_update();
+            (told.revision, told.taken.contains(&superblock.device))
+        };
         let before = superblock;
         superblock.revision = superblock.revision.max(revision);
         if taken {

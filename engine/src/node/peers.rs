@@ -20,7 +20,8 @@ use tokio::time::timeout;
 use super::bulk;
 use super::clock::{duration, seed};
 use super::harbour::Harbour;
-use super::mail::{Mail, PeerControl, ShardBox, owner};
+use super::mail::{Mail, PeerControl};
+use super::routes::{Pilot, Way};
 use crate::wire::{self, Hello, Inbound, Link, Message, Network, Outbox, Who, WireError};
 
 /// Reads what a peer sends over a connection it has made, until that ends or it makes another; gives the reason.
@@ -37,11 +38,14 @@ pub(crate) async fn receive(harbour: &Harbour, from: NodeId, boot: BootId, lane:
         let mail = match said {
             // Nothing that was damaged on its way is stored; what a new connection lacks is sent again.
             Ok(Message::Peer(message)) => match wire::check_peer(&message) {
-                Ok(()) => vec![(message.segment, Mail::Peer { from, message })],
+                Ok(()) => heard_by(&harbour.pilot, message.segment)
+                    .map(|shard| (shard, Mail::Peer { from, message }))
+                    .into_iter()
+                    .collect(),
                 Err(damaged) => break damaged.into(),
             },
             Ok(Message::Peers(messages)) => match messages.iter().try_for_each(wire::check_peer) {
-                Ok(()) => by_shard(&harbour.shards, from, messages),
+                Ok(()) => by_shard(harbour, from, messages),
                 Err(damaged) => break damaged.into(),
             },
             Ok(_) => break WireError::Unwelcome("a peer sends messages for peers and nothing else".into()),
@@ -49,8 +53,8 @@ pub(crate) async fn receive(harbour: &Harbour, from: NodeId, boot: BootId, lane:
         };
         // Waits while the shard is busy: then this socket is not read either.
         let mut closed = false;
-        for (segment, mail) in mail {
-            let sent = listening.unless_later(owner(&harbour.shards, segment).work.send(mail)).await;
+        for (shard, mail) in mail {
+            let sent = listening.unless_later(harbour.shards[shard].work.send(mail)).await;
             closed |= !matches!(sent, Some(Ok(())));
         }
         if closed {
@@ -63,15 +67,25 @@ pub(crate) async fn receive(harbour: &Harbour, from: NodeId, boot: BootId, lane:
     reason
 }
 
-/// One mail for each shard, with a segment of it; the order of each shard's messages stays.
-fn by_shard(shards: &[ShardBox], from: NodeId, messages: Vec<PeerMessage>) -> Vec<(SegmentId, Mail)> {
-    let count = u16::try_from(shards.len()).unwrap_or(u16::MAX);
-    let mut parts: Vec<Vec<PeerMessage>> = shards.iter().map(|_| Vec::new()).collect();
-    for message in messages {
-        parts[usize::from(message.segment.shard(count))].push(message);
+/// Who hears what a peer says about this segment; nobody where it may be on a device that is missing: no copy begins
+/// beside one that may come back.
+fn heard_by(pilot: &Pilot, segment: SegmentId) -> Option<usize> {
+    match pilot.way(segment) {
+        Way::There(shard) | Way::Nowhere(shard) => Some(usize::from(shard)),
+        Way::NotKnown(_) => None,
     }
-    let named = |messages: Vec<PeerMessage>| Some((messages.first()?.segment, Mail::Peers { from, messages }));
-    parts.into_iter().filter_map(named).collect()
+}
+
+/// One mail for each shard; the order of each shard's messages stays.
+fn by_shard(harbour: &Harbour, from: NodeId, messages: Vec<PeerMessage>) -> Vec<(usize, Mail)> {
+    let mut parts: Vec<Vec<PeerMessage>> = harbour.shards.iter().map(|_| Vec::new()).collect();
+    for message in messages {
+        if let Some(shard) = heard_by(&harbour.pilot, message.segment) {
+            parts[shard].push(message);
+        }
+    }
+    let filled = parts.into_iter().enumerate().filter(|(_, part)| !part.is_empty());
+    filled.map(|(shard, messages)| (shard, Mail::Peers { from, messages })).collect()
 }
 
 /// What the keeper tells the task of one peer.

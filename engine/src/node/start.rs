@@ -6,8 +6,9 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
+use std::sync::Arc;
 
-use engine_core::ids::{BootId, ClusterId, DeviceId};
+use engine_core::ids::{BootId, ClusterId, Revision};
 use engine_core::limits::{
     GRACE_DEFAULT, INBOX_MAX, OUTBOX_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, STOP_WAIT, STRANGERS_MAX,
 };
@@ -20,13 +21,13 @@ use tokio::time::timeout;
 use super::authority::{self, RefusedByAuthority, Session, TakenIn, Told};
 use super::clock::{duration, seed};
 use super::config::{Config, ConfigError};
-use super::hold::{self, Held, HoldError};
+use super::devices::{self, Devices};
+use super::hold::HoldError;
 use super::listen::{self, Doors};
 use super::mail::{Mail, ShardBox, shard_box};
 use super::memory;
+use super::routes::{Pilot, Routes};
 use super::thread::{self, Crew, Plan};
-use crate::device::file::DeviceFile;
-use crate::store::{self, Superblock};
 use crate::wire::{Local, Network, WireError};
 
 /// Why a node did not start or had to end. Nothing was written unless it says so.
@@ -83,54 +84,58 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let primary = bind("primary_addr", config.primary)?;
     let replication = bind("replication_addr", config.replication)?;
     let boot = BootId(random_u128());
-    let hold = hold::look(&config)?;
-    let local = Local { cluster: hold.cluster(), node: Some(config.id), boot, shards: hold.shards() };
+    let looked = devices::look(&config).await?;
+    let local = Local { cluster: looked.cluster(), node: Some(config.id), boot, shards: looked.shards()? };
     let cluster = tokio::select! {
         cluster = find_cluster(&config.authority, &local) => cluster?,
         () = &mut stop => return Ok(()),
     };
-    let Held { file, mut superblock, damaged_copies } = hold.take(&config, cluster, DeviceId(random_u128()), boot)?;
-    let local = Local { cluster, ..local };
-    tracing::info!(node = %config.id, %cluster, device = %superblock.device, boot = %superblock.boot,
-        shards = superblock.geometry.shards, "the device is this node's");
+    let mut devices = looked.take(&config, cluster, boot)?;
+    let routes = Arc::new(devices.routes());
+    let local = Local { cluster, shards: devices.shards(), ..local };
 
-    let (boxes, inboxes): (Vec<ShardBox>, Vec<_>) = (0..superblock.geometry.shards).map(|_| shard_box()).unzip();
+    let (boxes, inboxes): (Vec<ShardBox>, Vec<_>) = (0..local.shards).map(|_| shard_box()).unzip();
     let (to_authority, outgoing) = mpsc::channel(OUTBOX_MAX);
     let (addresses, addresses_seen) = watch::channel(Default::default());
     let doors = Doors::default();
-    let (told, was_told) = watch::channel(Told { revision: superblock.revision, taken: false });
+    let revision = devices.revision();
+    let (told, was_told) = watch::channel(Told { revision, taken: Vec::new() });
     let plan = Plan {
-        file: file.clone(),
-        superblock,
+        devices: devices.list.iter().map(|device| (device.file.clone(), device.superblock)).collect(),
+        routes: Arc::clone(&routes),
         local: local.clone(),
         boxes: boxes.clone(),
         to_authority,
         addresses: addresses_seen,
     };
     let mut crew = thread::spawn(&plan, inboxes, &doors)?;
-    let capacity = crew.ready().await?;
-    thread::set_memory_aside(&superblock.geometry);
+    devices.open(&mut crew, &routes, &boxes).await?;
+    thread::set_memory_aside(devices.served().map(|device| device.superblock.geometry));
 
     let (registered, has_registered) = oneshot::channel();
     let session = Session {
         authority: config.authority.clone(),
         local,
-        registration: registration(&config, &superblock, capacity, &primary, &replication)?,
+        registration: registration(&config, &devices, revision, &primary, &replication)?,
+        opened: devices.list.iter().map(|device| device.superblock.device).collect(),
+        pilot: Rc::new(Pilot::new(Arc::clone(&routes))),
         shards: boxes.clone(),
         outgoing,
         addresses,
         registered: Some(registered),
         told,
-        damaged_copies,
+        damaged_copies: devices.damaged_copies(),
     };
     let mut session = std::pin::pin!(session.run());
     let grace = tokio::select! {
         refused = &mut session => return Err(refuse(&refused)),
-        grace = find_trust(has_registered, &boxes, &file, &mut superblock, boot) => grace?,
+        grace = find_trust(has_registered, &boxes, &routes, &mut devices, boot) => grace?,
         () = &mut stop => return finish(&boxes, &mut crew).await,
         ended = crew.ended() => return Err(ended),
     };
-    tokio::task::spawn_local(memory::keep(file, superblock, boot, was_told));
+    for device in devices.served() {
+        tokio::task::spawn_local(memory::keep(device.file.clone(), device.superblock, boot, was_told.clone()));
+    }
     serve(&boxes, grace).await;
     let listeners = open_doors([(primary, Network::Primary), (replication, Network::Replication)], &doors, &crew)?;
     // The session goes on while the node leaves: without the authority nothing is handed over.
@@ -181,32 +186,16 @@ async fn close(listeners: Vec<tokio::task::JoinHandle<()>>) {
 async fn find_trust(
     has_registered: oneshot::Receiver<TakenIn>,
     boxes: &[ShardBox],
-    file: &DeviceFile,
-    superblock: &mut Superblock,
+    routes: &Routes,
+    devices: &mut Devices,
     id: BootId,
 ) -> Result<Span, StartError> {
     let Ok(Ok(taken)) = timeout(duration(REGISTER_WAIT), has_registered).await else {
         tracing::warn!("the authority has not answered; the replicas here go to work without it");
         return Ok(GRACE_DEFAULT);
     };
-    if !taken.trusted {
-        distrust(boxes).await?;
-        superblock.taken_in(id, taken.boot);
-        store::rewrite(&mut file.clone(), superblock).map_err(StartError::Runtime)?;
-    }
+    devices.heed(&taken.devices, id, routes, boxes).await?;
     Ok(taken.grace)
-}
-
-/// Has every shard take what it found for damaged (I9).
-async fn distrust(boxes: &[ShardBox]) -> Result<(), StartError> {
-    for (shard, to) in (0u16..).zip(boxes) {
-        let (done, is_done) = oneshot::channel();
-        let sent = to.work.send(Mail::Distrust(done)).await.is_ok();
-        if !sent || is_done.await.is_err() {
-            return Err(StartError::Shard { shard, reason: "could not write that its replicas are stale".into() });
-        }
-    }
-    Ok(())
 }
 
 fn refuse(refused: &RefusedByAuthority) -> StartError {
@@ -250,25 +239,25 @@ async fn find_cluster(authority: &str, local: &Local) -> Result<ClusterId, Start
 
 fn registration(
     config: &Config,
-    superblock: &Superblock,
-    capacity: u64,
+    devices: &Devices,
+    revision: Revision,
     primary: &TcpListener,
     replication: &TcpListener,
 ) -> Result<Registration, StartError> {
     let address = |listener: &TcpListener| listener.local_addr().map(|at| at.to_string()).map_err(StartError::Runtime);
+    let shards = devices.served().map(|device| device.superblock.geometry.shards).sum();
+    let (devices, absent) = devices.registered();
     Ok(Registration {
         address: NodeAddress {
             node: config.id,
             primary: address(primary)?,
             replication: address(replication)?,
-            shards: superblock.geometry.shards,
+            shards,
         },
         zone: config.zone.clone(),
-        device: superblock.device,
-        boot: superblock.boot,
-        openings: Box::new(superblock.openings),
-        capacity,
-        revision: superblock.revision,
+        devices,
+        absent,
+        revision,
     })
 }
 

@@ -11,7 +11,8 @@ use engine_core::ids::{
     VolumeId,
 };
 use engine_core::message::{
-    Decision, FromAuthority, Op, Outcome, Proposal, Refusal, Registration, Reply, Request, Settings, ToAuthority,
+    Decision, DeviceJudged, DeviceOpened, FromAuthority, Judgement, Op, Outcome, Proposal, Refusal, Registration,
+    Reply, Request, Settings, ToAuthority,
 };
 use engine_core::record::{Blocks, Change, sum_seed};
 use engine_core::time::Span;
@@ -39,7 +40,7 @@ fn config(device: PathBuf, authority: String) -> Config {
     Config {
         id: NodeId(1),
         authority,
-        device,
+        devices: vec![device],
         device_size: Some(SIZE),
         zone: "a".into(),
         primary: "127.0.0.1:0".parse().unwrap(),
@@ -116,8 +117,12 @@ impl Authority {
                 }
                 ToAuthority::Register(registration) => {
                     let settings = Settings { grace: Span::seconds(60) };
-                    let (trusted, boot) = (true, registration.boot);
-                    say(FromAuthority::Registered { settings, revision: Revision(1), trusted, boot });
+                    let sound = |opened: &DeviceOpened| DeviceJudged {
+                        device: opened.device,
+                        judgement: Judgement::Sound { boot: opened.boot },
+                    };
+                    let devices = registration.devices.iter().map(sound).collect();
+                    say(FromAuthority::Registered { settings, revision: Revision(1), devices });
                     say(FromAuthority::Nodes(vec![registration.address.clone()]));
                     let _ = registered.send((registration, outbox.clone()));
                 }
@@ -250,7 +255,7 @@ async fn a_replica_is_created_written_read_kept_over_a_restart_and_released() {
         let mut authority = Authority::begin().await;
         let node = start(config(dir.path().join("device"), authority.address.clone()));
         let (first, to_node) = authority.registered().await;
-        assert_eq!(first.boot.0, 1);
+        assert_eq!(first.devices[0].boot.0, 1);
 
         let too_large = first_configuration(1 << 20);
         to_node.try_send(&Message::FromAuthority(FromAuthority::Create { config: too_large })).unwrap();
@@ -278,7 +283,7 @@ async fn a_replica_is_created_written_read_kept_over_a_restart_and_released() {
 
         let node = start(config(dir.path().join("device"), authority.address.clone()));
         let (second, to_node) = authority.registered().await;
-        assert_eq!((second.boot.0, second.device), (2, first.device));
+        assert_eq!((second.devices[0].boot.0, second.devices[0].device), (2, first.devices[0].device));
         let held = authority.hears(|said| matches!(said, ToAuthority::Replicas { .. })).await;
         assert!(matches!(held, ToAuthority::Replicas { part, last: true } if part.len() == 1));
         let mut client = Client::connect(&second.address.primary).await;
@@ -362,7 +367,7 @@ async fn every_unfit_device_is_refused_untouched() {
         file.set_len(SIZE).unwrap();
         let foreign = dir.path().join("foreign");
         std::fs::write(&foreign, vec![7; 192 << 20]).unwrap();
-        let refused = start(Config { device: foreign, ..base.clone() }).refused().await;
+        let refused = start(Config { devices: vec![foreign], ..base.clone() }).refused().await;
         assert_eq!(refused.exit_code(), 4, "{refused}");
     };
     LocalSet::new().run_until(story).await;

@@ -1,9 +1,14 @@
 //! The threads of the shards: each opens its ring and its store, then runs its shard and its connections.
+//!
+//! A shard whose device cannot be used, or must not be, leaves its thread to the connections: what the other devices of
+//! the node serve goes on over them.
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use engine_core::ids::SegmentId;
 use engine_core::limits::{INBOX_MAX, STOP_WAIT, STRANGERS_MAX};
 use engine_core::message::ToAuthority;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -12,19 +17,21 @@ use super::clock::{duration, seed};
 use super::harbour::{self, Addresses, Harbour};
 use super::listen::{Arrival, Doors};
 use super::mail::{PeerControl, ShardBox, ShardInbox};
-use super::shard::{self, Shard, Surroundings};
+use super::routes::{Pilot, Routes};
+use super::shard::{self, Ended, Shard, Surroundings};
 use super::start::StartError;
 use crate::device::Device;
 use crate::device::buffer::set_aside;
 use crate::device::file::DeviceFile;
 use crate::device::uring::UringDevice;
-use crate::store::{Geometry, ShardStore, Store, Superblock, window};
+use crate::store::{Geometry, ShardStore, Superblock, window};
 use crate::wire::Local;
 
 /// What all threads are made from.
 pub(crate) struct Plan {
-    pub(crate) file: DeviceFile,
-    pub(crate) superblock: Superblock,
+    /// The node's devices, each with its shards.
+    pub(crate) devices: Vec<(DeviceFile, Superblock)>,
+    pub(crate) routes: Arc<Routes>,
     pub(crate) local: Local,
     pub(crate) boxes: Vec<ShardBox>,
     pub(crate) to_authority: mpsc::Sender<ToAuthority>,
@@ -35,19 +42,21 @@ pub(crate) struct Plan {
 pub(crate) struct Crew {
     /// Where each takes its arrivals.
     pub(crate) arrivals: Vec<mpsc::Sender<Arrival>>,
-    ready: Vec<oneshot::Receiver<Result<u64, String>>>,
+    ready: Vec<oneshot::Receiver<Ready>>,
     over: mpsc::Receiver<(u16, String)>,
 }
 
 impl Crew {
-    /// Waits until every store is open; gives the extents of all.
-    pub(crate) async fn ready(&mut self) -> Result<u64, StartError> {
-        let mut capacity = 0;
-        for (shard, ready) in (0u16..).zip(self.ready.drain(..)) {
+    /// Waits until the stores of these shards are open; gives what is in all of them, or which could not be opened.
+    pub(crate) async fn ready(&mut self, shards: Range<usize>) -> Result<Opened, StartError> {
+        let mut all = Opened::default();
+        for (shard, ready) in (0u16..).zip(&mut self.ready).skip(shards.start).take(shards.len()) {
             let opened = ready.await.unwrap_or_else(|_| Err("its thread has ended".into()));
-            capacity += opened.map_err(|reason| StartError::Shard { shard, reason })?;
+            let opened = opened.map_err(|reason| StartError::Shard { shard, reason })?;
+            all.capacity += opened.capacity;
+            all.segments.extend(opened.segments);
         }
-        Ok(capacity)
+        Ok(all)
     }
 
     /// Waits until every thread has ended, so that the device is free for whoever opens it next; not for one that is stuck.
@@ -67,9 +76,24 @@ impl Crew {
     }
 }
 
+/// What was found when a store was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Opened {
+    /// Extents it can hold.
+    pub(crate) capacity: u64,
+    /// Replicas in it.
+    pub(crate) segments: Vec<SegmentId>,
+}
+
+type Ready = Result<Opened, String>;
+
 /// One thread's share of the plan.
 struct Share {
+    /// Among all of the node's.
     shard: u16,
+    device: usize,
+    /// Among those of its device.
+    part: u16,
     file: DeviceFile,
     superblock: Superblock,
     harbour: Harbour,
@@ -77,7 +101,7 @@ struct Share {
     inbox: ShardInbox,
     arrivals: mpsc::Receiver<Arrival>,
     control: mpsc::Receiver<PeerControl>,
-    ready: oneshot::Sender<Result<u64, String>>,
+    ready: oneshot::Sender<Ready>,
 }
 
 /// Starts a thread for each inbox.
@@ -91,9 +115,12 @@ pub(crate) fn spawn(plan: &Plan, inboxes: Vec<ShardInbox>, doors: &Doors) -> Res
         let (ready, is_ready) = oneshot::channel();
         crew.arrivals.push(arrivals);
         crew.ready.push(is_ready);
+        let device = plan.routes.device_of(shard);
+        let (file, superblock) = plan.devices[device].clone();
         let harbour = Harbour {
             local: plan.local.clone(),
             shards: plan.boxes.clone(),
+            pilot: Pilot::new(Arc::clone(&plan.routes)),
             keepers: keepers.clone(),
             addresses: plan.addresses.clone(),
             doors: doors.clone(),
@@ -101,8 +128,10 @@ pub(crate) fn spawn(plan: &Plan, inboxes: Vec<ShardInbox>, doors: &Doors) -> Res
         };
         let share = Share {
             shard,
-            file: plan.file.clone(),
-            superblock: plan.superblock,
+            device,
+            part: shard - u16::try_from(plan.routes.shards_of(device).start).unwrap_or(0),
+            file,
+            superblock,
             harbour,
             to_authority: plan.to_authority.clone(),
             inbox,
@@ -125,8 +154,8 @@ pub(crate) fn spawn(plan: &Plan, inboxes: Vec<ShardInbox>, doors: &Doors) -> Res
 
 /// Sets aside the memory that the stores will need under load, so that no write waits for it; in the background, behind
 /// whatever else wants a core.
-pub(crate) fn set_memory_aside(geometry: &Geometry) {
-    let bytes = window(geometry.wal_size) * u64::from(geometry.shards);
+pub(crate) fn set_memory_aside(devices: impl Iterator<Item = Geometry>) {
+    let bytes = devices.map(|geometry| window(geometry.wal_size) * u64::from(geometry.shards)).sum();
     let work = move || {
         // SAFETY: changes nothing but how often the calling thread runs.
         let refused = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) } != 0;
@@ -149,38 +178,45 @@ impl Share {
     }
 
     async fn work(self) -> Result<(), String> {
-        let (store, wake_fd) = match open(&self.file, &self.superblock, self.shard) {
-            Ok(opened) => opened,
-            Err(reason) => {
-                // Whoever waits is told; nobody waiting means the node is stopping.
-                let _ = self.ready.send(Err(reason.clone()));
-                return Err(reason);
-            }
+        let Self { shard, device, part, file, superblock, harbour, to_authority, inbox, arrivals, control, ready } =
+            self;
+        let opened = open(&file, &superblock, part).map(|(store, wake_fd)| {
+            let around = Surroundings {
+                node: superblock.node,
+                shard,
+                authority: to_authority,
+                peers: harbour.keepers.clone(),
+                seed: seed(),
+                routes: harbour.pilot.share(),
+                device,
+            };
+            (Shard::new(around, store), wake_fd)
+        });
+        // Whoever waits is told; nobody waiting means the node is stopping.
+        let _ = ready.send(opened.as_ref().map(|(shard, _)| shard.opened()).map_err(Clone::clone));
+        tokio::task::spawn_local(harbour::run(Rc::new(harbour), arrivals, control));
+        let Ok((shard, wake_fd)) = opened else {
+            shard::idle(inbox).await;
+            return Ok(());
         };
-        let capacity = store.space().capacity;
-        let around = Surroundings {
-            node: self.superblock.node,
-            shard: self.shard,
-            authority: self.to_authority,
-            peers: self.harbour.keepers.clone(),
-            seed: seed(),
-        };
-        let shard = Shard::new(around, store);
-        let _ = self.ready.send(Ok(capacity));
-        tokio::task::spawn_local(harbour::run(Rc::new(self.harbour), self.arrivals, self.control));
         // A task like those of the connections, not what they all run inside: so it has its turn right behind them,
         // before the runtime looks at its sockets again.
-        let run = tokio::task::spawn_local(shard::run(shard, self.inbox, wake_fd));
+        let run = tokio::task::spawn_local(shard::run(shard, inbox, wake_fd));
         match run.await {
-            Ok(ended) => ended.map_err(|error| error.to_string()),
+            Ok(Ok(Ended::Stopped)) => Ok(()),
+            Ok(Ok(Ended::Retired(inbox))) => {
+                shard::idle(inbox).await;
+                Ok(())
+            }
+            Ok(Err(error)) => Err(error.to_string()),
             Err(error) => Err(error.to_string()),
         }
     }
 }
 
-type Opened = (ShardStore<UringDevice>, Option<std::os::fd::RawFd>);
+type OpenStore = (ShardStore<UringDevice>, Option<std::os::fd::RawFd>);
 
-fn open(file: &DeviceFile, superblock: &Superblock, shard: u16) -> Result<Opened, String> {
+fn open(file: &DeviceFile, superblock: &Superblock, shard: u16) -> Result<OpenStore, String> {
     let region = superblock.geometry.region(shard);
     let device =
         UringDevice::new(file.clone(), region.base, region.len).map_err(|error| format!("io_uring: {error}"))?;

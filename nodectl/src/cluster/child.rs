@@ -54,8 +54,6 @@ pub(crate) fn node(
         authority.into(),
         "--zone".into(),
         node.zone.as_str().into(),
-        "--device".into(),
-        node.device.as_path().into(),
         "--device-size".into(),
         settings.device_size.to_string().into(),
         "--primary-addr".into(),
@@ -65,6 +63,9 @@ pub(crate) fn node(
         "--shards".into(),
         settings.shards.to_string().into(),
     ];
+    for device in node.all_devices() {
+        args.extend(["--device".into(), device.into()]);
+    }
     if let Some(size) = settings.wal_size {
         args.extend(["--wal-size".into(), size.to_string().into()]);
     }

@@ -41,10 +41,20 @@ pub(crate) struct NodeEntry {
     pub(crate) primary_addr: String,
     /// `host:port` on the replication network.
     pub(crate) replication_addr: String,
-    /// Its device.
+    /// Its device, or the first of them.
     pub(crate) device: PathBuf,
+    /// All of its devices.
+    #[serde(default)]
+    pub(crate) devices: Vec<PathBuf>,
     /// What its process is doing.
     pub(crate) state: State,
+}
+
+impl NodeEntry {
+    /// All of its devices, also where an older file names only one.
+    pub(crate) fn all_devices(&self) -> Vec<PathBuf> {
+        if self.devices.is_empty() { vec![self.device.clone()] } else { self.devices.clone() }
+    }
 }
 
 /// `cluster.json`.
@@ -63,8 +73,11 @@ pub(crate) struct Settings {
     pub(crate) nodes: u16,
     /// Zones they are spread over in turn.
     pub(crate) zones: u16,
-    /// Bytes of each node's device.
+    /// Bytes of each device.
     pub(crate) device_size: u64,
+    /// Devices of each node.
+    #[serde(default = "one")]
+    pub(crate) devices: u16,
     /// How long a missing replica may come back before it is re-mirrored, in milliseconds.
     pub(crate) grace_ms: u64,
     /// Shards of each node.
@@ -72,6 +85,10 @@ pub(crate) struct Settings {
     /// Bytes of each shard's write-ahead log, where it was chosen.
     #[serde(default)]
     pub(crate) wal_size: Option<u64>,
+}
+
+const fn one() -> u16 {
+    1
 }
 
 /// The directory.
@@ -197,10 +214,11 @@ mod tests {
                 primary_addr: "127.0.0.1:2".to_owned(),
                 replication_addr: "127.0.0.1:3".to_owned(),
                 device: "/d/n1/device".into(),
+                devices: vec!["/d/n1/device".into(), "/d/n1/device-2".into()],
                 state: State::Running,
             }],
         };
-        let want = r#"{"authority":"http://127.0.0.1:1","nodes":[{"id":"n1","zone":"a","pid":42,"primary_addr":"127.0.0.1:2","replication_addr":"127.0.0.1:3","device":"/d/n1/device","state":"running"}]}"#;
+        let want = r#"{"authority":"http://127.0.0.1:1","nodes":[{"id":"n1","zone":"a","pid":42,"primary_addr":"127.0.0.1:2","replication_addr":"127.0.0.1:3","device":"/d/n1/device","devices":["/d/n1/device","/d/n1/device-2"],"state":"running"}]}"#;
         assert_eq!(serde_json::to_string(&file).unwrap(), want);
     }
 

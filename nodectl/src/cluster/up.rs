@@ -36,7 +36,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// Ports to choose from: below those the system hands out to clients, so that a stopped node's stay free.
 const PORTS: (u64, u64) = (15_000, 32_000);
 
-/// Arguments of `cluster up`. What is not given is 6 nodes, 3 zones, 3G, 5s, 1 shard, or what the directory was made
+/// Arguments of `cluster up`. What is not given is 6 nodes, 3 zones, 1 device, 3G, 5s, 1 shard, or what the directory was made
 /// with.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Args {
@@ -49,13 +49,16 @@ pub(crate) struct Args {
     /// Zones the nodes are spread over [default: 3].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) zones: Option<u16>,
-    /// Size of each node's device [default: 3G].
+    /// Devices of each node [default: 1].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=8))]
+    pub(crate) devices: Option<u16>,
+    /// Size of each device [default: 3G].
     #[arg(long, value_parser = units::parse_size)]
     pub(crate) device_size: Option<u64>,
     /// How long a missing replica may come back before it is re-mirrored [default: 5s].
     #[arg(long, value_parser = units::parse_duration)]
     pub(crate) grace: Option<Duration>,
-    /// Shards of each node [default: 1].
+    /// Shards of each device [default: 1].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) shards: Option<u16>,
     /// Write-ahead log of each shard [default: a part of its device].
@@ -70,6 +73,7 @@ impl Args {
         Settings {
             nodes: self.nodes.unwrap_or(6),
             zones: self.zones.unwrap_or(3),
+            devices: self.devices.unwrap_or(1),
             device_size: self.device_size.unwrap_or(3 << 30),
             grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
             shards: self.shards.unwrap_or(1),
@@ -88,6 +92,7 @@ impl Args {
                 self.device_size.is_some() && wanted.device_size != made.device_size,
                 units::size(made.device_size),
             ),
+            ("--devices", self.devices.is_some() && wanted.devices != made.devices, made.devices.to_string()),
             ("--grace", self.grace.is_some() && wanted.grace_ms != made.grace_ms, format!("{}ms", made.grace_ms)),
             ("--shards", self.shards.is_some() && wanted.shards != made.shards, made.shards.to_string()),
             (
@@ -119,7 +124,7 @@ fn announce(format: Format, dir: &Dir, file: &ClusterFile) -> Result<(), Failure
                 node.pid.map(|pid| pid.to_string()).unwrap_or_default(),
                 node.primary_addr.clone(),
                 node.replication_addr.clone(),
-                node.device.display().to_string(),
+                node.all_devices().iter().map(|device| device.display().to_string()).collect::<Vec<_>>().join(" "),
             ]);
         }
         let dir = dir.path().display();
@@ -410,12 +415,13 @@ impl Supervisor {
     }
 
     fn delete_device(&mut self, id: NodeId) -> Result<Done, Failure> {
-        let device = self.entry(id).device.clone();
-        match fs::remove_file(&device) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Failure::failed(format!("could not delete {}: {error}", device.display())));
+        for device in self.entry(id).all_devices() {
+            match fs::remove_file(&device) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Failure::failed(format!("could not delete {}: {error}", device.display())));
+                }
+                _ => {}
             }
-            _ => {}
         }
         self.note(Who::Node(id), State::Lost, None)
     }
@@ -452,13 +458,16 @@ pub(crate) fn fresh_file(dir: &Dir, settings: &Settings) -> Result<ClusterFile, 
     let mut nodes = Vec::new();
     for index in 0..settings.nodes {
         let id = NodeId(index + 1);
+        let device = dir.node(id).join("device");
+        let others = (2..=settings.devices).map(|number| dir.node(id).join(format!("device-{number}")));
         nodes.push(NodeEntry {
             id,
             zone: zone(index, settings.zones),
             pid: None,
             primary_addr: ports.next()?,
             replication_addr: ports.next()?,
-            device: dir.node(id).join("device"),
+            devices: std::iter::once(device.clone()).chain(others).collect(),
+            device,
             state: State::Stopped,
         });
     }

@@ -81,6 +81,7 @@ fn tell(dir: &Path, args: &Args) -> Result<Report, Failure> {
         grace: Some(GRACE),
         shards: Some(1),
         wal_size: None,
+        devices: Some(1),
     };
     let begun = Instant::now();
     let running = Running::start(up)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use engine_core::config::Config;
-use engine_core::message::{Decision, FromAuthority, Peer, Refusal};
+use engine_core::message::{Decision, FromAuthority, Judgement, Peer, Refusal};
 
 /// States a long run has to reach.
 pub(crate) const STATES: [&str; 38] = [
@@ -133,7 +133,9 @@ impl Coverage {
     pub(crate) fn decided(&mut self, said: &FromAuthority) {
         match said {
             FromAuthority::Decisions(decisions) => decisions.iter().for_each(|decision| self.decision(decision)),
-            FromAuthority::Registered { trusted: false, .. } => {
+            FromAuthority::Registered { devices, .. }
+                if devices.iter().any(|said| matches!(said.judgement, Judgement::Distrusted { .. })) =>
+            {
                 self.count("state: a rolled-back device was not trusted");
             }
             FromAuthority::Granted { .. } => self.count("state: permit granted"),

@@ -10,7 +10,9 @@ use engine::store::{self, Geometry, ShardStore, Superblock};
 use engine_core::gather::Gather;
 use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, NodeId, Revision, SegmentId};
 use engine_core::limits::{EXTENT_SIZE, WAL_SIZE_MIN};
-use engine_core::message::{FromAuthority, Lane, PeerMessage, Reply, Report, Request, ToAuthority};
+use engine_core::message::{
+    DeviceJudged, FromAuthority, Judgement, Lane, PeerMessage, Reply, Report, Request, ToAuthority,
+};
 use engine_core::openings::Openings;
 use engine_core::replica::Replica;
 use engine_core::replica::io::ClientRef;
@@ -141,6 +143,15 @@ fn remember(superblock: &mut Superblock, disk: &mut Disk, revision: Revision, ta
     }
 }
 
+/// Whether the only device is trusted, and its boot counter from now on.
+fn judged(devices: &[DeviceJudged]) -> (bool, BootCount) {
+    match devices {
+        [DeviceJudged { judgement: Judgement::Sound { boot }, .. }] => (true, *boot),
+        [DeviceJudged { judgement: Judgement::Distrusted { boot }, .. }] => (false, *boot),
+        other => unreachable!("a node of one device is taken in with it: {other:?}"),
+    }
+}
+
 impl Process {
     /// Opens the disk; `Err` says why it cannot be.
     pub(crate) fn start(
@@ -198,7 +209,8 @@ impl Process {
             }
             Heard::Client { client, request } => quay.client_asks(now, client, request),
             Heard::ClientGone(client) => quay.client_gone(now, client),
-            Heard::Authority(FromAuthority::Registered { settings, revision, trusted, boot }) => {
+            Heard::Authority(FromAuthority::Registered { settings, revision, devices }) => {
+                let (trusted, boot) = judged(&devices);
                 assert!(trusted || !quay.is_serving(), "it trusted its disk before it was told not to");
                 remember(&mut self.superblock, &mut self.disk, revision, trusted.then_some(self.id));
                 if trusted {

@@ -19,7 +19,9 @@ use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, NodeId, Revision,
 use engine_core::limits::{
     AUTHORITY_TICK, BATCH_BURST, BATCH_PAUSE, EXTENT_SIZE, PROPOSALS_MAX, REPORT_EVERY, TICK, WAL_SIZE_MIN,
 };
-use engine_core::message::{Decision, FromAuthority, Lane, NodeAddress, PeerMessage, Registration, Reply, ToAuthority};
+use engine_core::message::{
+    Decision, DeviceOpened, FromAuthority, Lane, NodeAddress, PeerMessage, Registration, Reply, ToAuthority,
+};
 use engine_core::openings::Openings;
 use engine_core::replica::io::ClientRef;
 use engine_core::time::{Span, Time};
@@ -192,10 +194,13 @@ impl World {
         let registration = Registration {
             address,
             zone: "z".into(),
-            device: DeviceId(u128::from(id.0)),
-            boot: BootCount(1),
-            openings: Box::default(),
-            capacity: self.nodes[&id].quay.store().space().capacity,
+            devices: vec![DeviceOpened {
+                device: DeviceId(u128::from(id.0)),
+                boot: BootCount(1),
+                openings: Box::default(),
+                capacity: self.nodes[&id].quay.store().space().capacity,
+            }],
+            absent: Vec::new(),
             revision: Revision(0),
         };
         let session = SessionRef(u64::from(id.0));

@@ -6,7 +6,7 @@ use engine_core::authority::{Authority, Setup};
 use engine_core::config::Config;
 use engine_core::ids::{NodeId, SegmentId};
 use engine_core::limits::REPORT_EVERY;
-use engine_core::message::{FromAuthority, NodeAddress, Registration, ToAuthority};
+use engine_core::message::{DeviceOpened, FromAuthority, NodeAddress, Registration, ToAuthority};
 use engine_core::time::Span;
 
 use crate::checkers;
@@ -90,10 +90,13 @@ impl World {
         let registration = Registration {
             address,
             zone: place.zone.clone(),
-            device: process.superblock.device,
-            boot: process.superblock.boot,
-            openings: Box::new(process.superblock.openings),
-            capacity: engine::store::Store::space(process.quay.store()).capacity,
+            devices: vec![DeviceOpened {
+                device: process.superblock.device,
+                boot: process.superblock.boot,
+                openings: Box::new(process.superblock.openings),
+                capacity: engine::store::Store::space(process.quay.store()).capacity,
+            }],
+            absent: Vec::new(),
             revision: process.superblock.revision,
         };
         let boot = process.id;
@@ -246,7 +249,7 @@ impl World {
 /// The node whose device is gone for good, as a person said.
 fn lost(key: &Key, value: &Value) -> Option<NodeId> {
     match (key, value) {
-        (Key::Node(node), Value::Node(record)) if record.device_lost => Some(*node),
+        (Key::Node(node), Value::Node(record)) if record.is_gone() => Some(*node),
         _ => None,
     }
 }

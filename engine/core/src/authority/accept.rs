@@ -20,10 +20,10 @@ use alloc::vec::Vec;
 
 use super::document::{AcceptOlder, Consequences};
 use super::io::{Answer, CallError, CallId, Effects, ErrorCode};
-use super::records::{NodeRecord, SegmentRecord, VolumeState};
+use super::records::{DeviceRecord, NodeRecord, SegmentRecord, VolumeState};
 use super::{Authority, names};
 use crate::config::Config;
-use crate::ids::{BootCount, BootId, DeviceId, Epoch, Generation, Incarnation, NodeId, Revision, SegmentId, VolumeId};
+use crate::ids::{Epoch, Generation, Incarnation, NodeId, Revision, SegmentId, VolumeId};
 use crate::limits::{EXPLAIN_SEGMENTS_MAX, PROPOSALS_MAX, SEGMENTS_MAX};
 use crate::message::{Decision, FromAuthority, HeldConfig};
 use crate::time::Time;
@@ -155,6 +155,8 @@ impl Authority {
     fn has_told(&self, now: Time, node: NodeId) -> bool {
         self.is_up(now, node)
             && self.presence.get(&node).is_some_and(|presence| presence.listed && presence.told_configs)
+            // What is on a device that is missing nobody has told.
+            && !self.misses_device(node)
     }
 
     /// The highest revision any node has seen.
@@ -366,18 +368,17 @@ impl Authority {
     /// The node never comes back as it was: its device is not taken in again.
     fn give_up(&mut self, now: Time, node: NodeId, effects: &mut Effects) {
         let record = match self.books.nodes().get(&node) {
-            Some(known) => NodeRecord { device_lost: true, ..known.clone() },
+            Some(known) => {
+                let devices = known.devices.iter().map(|device| DeviceRecord { lost: true, ..*device }).collect();
+                NodeRecord { devices, ..known.clone() }
+            }
             // Named by others only: no device may come under its name before a person says so.
             None => NodeRecord {
                 zone: String::new(),
                 primary: String::new(),
                 replication: String::new(),
                 shards: 1,
-                device: DeviceId(0),
-                device_lost: false,
-                boot: BootCount(0),
-                boot_id: BootId(0),
-                capacity: 0,
+                devices: vec![DeviceRecord::NOT_KNOWN],
             },
         };
         self.books.set_node(node, record);

@@ -6,17 +6,18 @@
 
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 
 use super::document::{Consequences, Quarantined, ReleaseCopies, ReplaceDevice};
 use super::io::{Answer, CallError, CallId, Effects, ErrorCode};
-use super::records::SegmentRecord;
+use super::records::{DeviceRecord, NodeRecord, SegmentRecord};
 use super::recover::{Holding, is_trusted};
+use super::registry::Presence;
 use super::{Authority, names};
 use crate::config::Config;
-use crate::ids::{NodeId, SegmentId};
+use crate::ids::{DeviceId, NodeId, SegmentId};
 use crate::limits::EXPLAIN_SEGMENTS_MAX;
 use crate::message::{Decision, FromAuthority};
 use crate::time::Time;
@@ -79,6 +80,11 @@ fn without(config: &Config, node: NodeId, prefer: impl Fn(NodeId) -> bool) -> Op
     Some(next)
 }
 
+fn listed(devices: &[DeviceId]) -> String {
+    let names: Vec<String> = devices.iter().map(ToString::to_string).collect();
+    names.join(", ")
+}
+
 impl Authority {
     /// Whether somebody else in touch holds everything acknowledged of this segment.
     fn is_safe_without(&self, now: Time, config: &Config, node: NodeId) -> bool {
@@ -113,14 +119,14 @@ impl Authority {
         let Some(mut record) = self.books.nodes().get(&node).cloned() else {
             return Err(CallError::new(ErrorCode::NotFound, format!("there is no node {node}")).next("nodectl node ls"));
         };
-        if self.is_up(now, node) {
-            let message = format!("{node} is in touch, with its device; nothing was changed");
-            return Err(CallError::new(ErrorCode::Refused, message).next(format!("stop noded on {node} first")));
-        }
+        let gone = self.may_replace(now, node, &record, request.device.as_deref())?;
+        let one_of_several = gone.len() < record.devices.iter().filter(|device| !DeviceRecord::is_gone(device)).count();
         let mut plan = Plan::default();
         for (segment, held) in self.books.segments() {
             let config = &held.config;
-            if !config.holders().any(|holder| holder == node) {
+            // What the node does not have at work was on the device that is missing.
+            let kept = one_of_several && !self.is_without(node, *segment);
+            if kept || !config.holders().any(|holder| holder == node) {
                 continue;
             }
             if self.is_safe_without(now, config, node) {
@@ -135,22 +141,87 @@ impl Authority {
         let does = vec![
             format!(
                 "device {} of {node} is taken for gone for good; the next one that comes as {node} is its own",
-                record.device
+                listed(&gone)
             ),
             format!("{} segments let go of it", plan.safe.len() + plan.counted.len()),
         ];
         if !request.dry_run {
-            let again = format!("nodectl node replace-device {node}");
+            let named = request.device.as_ref().map(|device| format!(" --device {device}")).unwrap_or_default();
+            let again = format!("nodectl node replace-device {node}{named}");
             let segments = plan.confirmed(&request.lose, &again)?;
-            record.device_lost = true;
+            record.devices.iter_mut().filter(|known| gone.contains(&known.device)).for_each(|known| known.lost = true);
             self.books.set_node(node, record);
             for segment in segments {
                 self.let_go(now, segment, node, effects);
             }
-            self.forget_releases(node);
-            effects.log(format!("the device of {node} is gone for good, as a person said"));
+            self.forget_releases(node, |presence, segment| !one_of_several || !presence.facts.contains_key(&segment));
+            effects.log(format!("device {} of {node} is gone for good, as a person said", listed(&gone)));
         }
         Ok(Answer::Consequences(Box::new(Consequences { done: !request.dry_run, does, loses })))
+    }
+
+    /// The devices of a node that a person may call gone for good now: all of them while it is down, or one that its
+    /// process runs without. Only then is it known what was on that one.
+    fn may_replace(
+        &self,
+        now: Time,
+        node: NodeId,
+        record: &NodeRecord,
+        wanted: Option<&str>,
+    ) -> Result<Vec<DeviceId>, CallError> {
+        let held: Vec<DeviceId> =
+            record.devices.iter().filter(|device| !device.lost).map(|device| device.device).collect();
+        let show = format!("nodectl node show {node}");
+        let refused = |message: String, next: String| Err(CallError::new(ErrorCode::Refused, message).next(next));
+        let Some(wanted) = wanted else {
+            if self.is_up(now, node) {
+                let message = format!("{node} is in touch, with its device; nothing was changed");
+                let next = if held.len() > 1 {
+                    format!("{show}, and name one of them")
+                } else {
+                    format!("stop noded on {node} first")
+                };
+                return refused(message, next);
+            }
+            return Ok(held);
+        };
+        let Some(device) = held.iter().copied().find(|device| device.to_string() == wanted) else {
+            let message = format!("{node} has no device {wanted} that is in use; nothing was changed");
+            return Err(CallError::new(ErrorCode::NotFound, message).next(show));
+        };
+        if held.len() == 1 {
+            if self.is_up(now, node) {
+                let message = format!("{node} is in touch, with its device; nothing was changed");
+                return refused(message, format!("stop noded on {node} first"));
+            }
+            return Ok(held);
+        }
+        let presence = self.presence.get(&node);
+        if !self.is_up(now, node) || !self.has_listed(node) {
+            let message = format!(
+                "{node} has {} devices and is not in touch: what was on this one only it can tell; nothing was changed",
+                held.len()
+            );
+            return refused(message, format!("start noded on {node} with the others first"));
+        }
+        if presence.is_some_and(|presence| presence.devices.contains(&device)) {
+            let message = format!("{node} runs with device {wanted}; nothing was changed");
+            return refused(message, format!("start noded on {node} again without it first"));
+        }
+        let missing =
+            super::judge::missing(&record.devices, presence.map_or(&[], |presence| &presence.devices)).count();
+        if missing > 1 {
+            let message = format!(
+                "{missing} devices of {node} are missing: which of them a copy was on is not known; nothing was changed"
+            );
+            return refused(
+                message,
+                format!(
+                    "bring back those that still work; or stop noded on {node}, then nodectl node replace-device {node}"
+                ),
+            );
+        }
+        Ok(vec![device])
     }
 
     /// Every segment goes on without this node's copy, and nothing there has to be dropped any more.
@@ -161,7 +232,7 @@ impl Authority {
         for segment in held {
             self.let_go(now, segment, node, effects);
         }
-        self.forget_releases(node);
+        self.forget_releases(node, |_, _| true);
     }
 
     /// Segments for which nobody else in touch holds every acknowledged write.
@@ -174,8 +245,11 @@ impl Authority {
     }
 
     /// What is gone does not have to be dropped.
-    fn forget_releases(&mut self, node: NodeId) {
+    fn forget_releases(&mut self, node: NodeId, which: impl Fn(&Presence, SegmentId) -> bool) {
         for (segment, life) in self.books.releases_of(node).collect::<Vec<_>>() {
+            if self.presence.get(&node).is_some_and(|presence| !which(presence, segment)) {
+                continue;
+            }
             self.books.set_release(node, segment, life, None);
             self.end_deleted(segment.volume);
         }

@@ -178,18 +178,77 @@ pub struct NodeInfo {
     /// Flushes its device was asked for since the node started. Many requests share one.
     #[serde(default)]
     pub flushes: u64,
-    /// Whether its device was declared gone for good.
+    /// Whether its device, or each of them, was declared gone for good.
     #[serde(default)]
     pub device_lost: bool,
     /// Of its capacity, bytes that new volumes do not get.
     #[serde(default)]
     pub headroom: u64,
+    /// Its devices.
+    #[serde(default)]
+    pub devices: Vec<DeviceInfo>,
+    /// Devices it could not open when it started, in its words.
+    #[serde(default)]
+    pub absent: Vec<String>,
     /// Whether the authority stands still and has not heard from it what it remembers.
     #[serde(default)]
     pub awaited: bool,
     /// Copies kept although their segments go on without them; only where one node is asked for.
     #[serde(default)]
     pub quarantine: Vec<Quarantined>,
+}
+
+/// A device of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeviceInfo {
+    /// Its id: 32 hexadecimal digits.
+    pub id: String,
+    /// How it is.
+    pub state: DeviceState,
+    /// Bytes replicas can book on it.
+    pub capacity: u64,
+    /// Bytes booked, as its node said last.
+    pub booked: u64,
+    /// Bytes that hold data, as its node said last.
+    pub used: u64,
+    /// Why it is as it is.
+    #[serde(default)]
+    pub why: Option<String>,
+    /// What a person may do about it.
+    #[serde(default)]
+    pub next: Option<String>,
+}
+
+/// How a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum DeviceState {
+    /// Its node came with it.
+    InUse,
+    /// A durable write on it failed: what it held is out of service until the node starts again.
+    Failed,
+    /// Its node came without it. What is on it counts as what it was until a person says otherwise.
+    Missing,
+    /// Declared gone for good.
+    Lost,
+    /// Its node came with it, and it may not be served.
+    Refused,
+}
+
+impl DeviceState {
+    /// Its name in the API.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InUse => "in_use",
+            Self::Failed => "failed",
+            Self::Missing => "missing",
+            Self::Lost => "lost",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 /// A node's scrubs since it started, all its shards together.
@@ -455,6 +514,9 @@ pub struct RecoverVolume {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ReplaceDevice {
+    /// Id of the device; without it the node has only this one, or all of them are meant and the node is down.
+    #[serde(default)]
+    pub device: Option<String>,
     /// Names of the volumes that may lose data by it.
     #[serde(default)]
     pub lose: Vec<String>,

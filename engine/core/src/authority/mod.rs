@@ -22,6 +22,7 @@ mod accept;
 mod attach;
 mod devices;
 mod explain;
+mod judge;
 mod leases;
 mod permits;
 mod recover;
@@ -143,7 +144,7 @@ impl Authority {
         match input {
             Input::Tick => self.on_tick(now, effects),
             Input::Register { session, boot, registration } => {
-                self.on_register(now, session, boot, registration, effects);
+                self.on_register(now, session, boot, &registration, effects);
             }
             Input::Node { session, message } => self.on_node(now, session, message, effects),
             Input::Gone(session) => self.on_gone(now, session, effects),

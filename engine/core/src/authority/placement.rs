@@ -27,6 +27,8 @@ pub struct Room<'a> {
     pub booked: u64,
     /// Of its capacity, extents that new volumes do not get.
     pub kept: u64,
+    /// Extents free on that of its devices which has most: a copy lies on one. What is not known is no limit.
+    pub fits: u64,
     /// Segments it leads.
     pub primaries: u64,
 }
@@ -48,7 +50,7 @@ impl Room<'_> {
             Purpose::NewVolume => self.capacity - self.kept.min(self.capacity),
             Purpose::Remirror => self.capacity,
         };
-        if breaks(Invariant::I13) { usable } else { usable.saturating_sub(self.booked) }
+        if breaks(Invariant::I13) { usable } else { usable.saturating_sub(self.booked).min(self.fits) }
     }
 }
 

@@ -111,11 +111,19 @@ pub struct NodeRecord {
     pub replication: String,
     /// Shards.
     pub shards: u16,
-    /// Its device; another one under the same id is refused.
+    /// Its devices, in the order in which they came, those given up not forgotten: another one is taken in only where
+    /// none of these is missing.
+    pub devices: Vec<DeviceRecord>,
+}
+
+/// A device of a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceRecord {
+    /// Its id.
     pub device: DeviceId,
-    /// A person said that this device is gone for good: the next one that comes takes its place.
+    /// A person said that it is gone for good: the next one that comes takes its place.
     #[serde(default)]
-    pub device_lost: bool,
+    pub lost: bool,
     /// Boot counter of the opening taken in last (I9).
     pub boot: BootCount,
     /// The run of that opening.
@@ -124,11 +132,37 @@ pub struct NodeRecord {
     pub capacity: u64,
 }
 
+impl DeviceRecord {
+    /// A device of a node that is known by name only.
+    pub(super) const NOT_KNOWN: Self =
+        Self { device: DeviceId(0), lost: false, boot: BootCount(0), boot_id: BootId(0), capacity: 0 };
+
+    /// Nobody waits for it: a person said so, or there never was one.
+    #[must_use]
+    pub const fn is_gone(&self) -> bool {
+        self.lost || self.device.0 == 0
+    }
+}
+
 impl NodeRecord {
     /// A person said that what it had will never be there again: nobody waits for it.
     #[must_use]
-    pub const fn is_gone(&self) -> bool {
-        self.device_lost || self.device.0 == 0
+    pub fn is_gone(&self) -> bool {
+        self.devices.iter().all(DeviceRecord::is_gone)
+    }
+
+    /// One of its devices.
+    #[must_use]
+    pub fn device(&self, device: DeviceId) -> Option<&DeviceRecord> {
+        self.devices.iter().find(|known| known.device == device)
+    }
+
+    /// Extents that fit on the devices nobody has given up.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        let counted = self.devices.iter().filter(|device| !device.lost).map(|device| device.capacity);
+        // Whatever a node says: a sum of it ends nothing.
+        counted.fold(0, u64::saturating_add)
     }
 }
 

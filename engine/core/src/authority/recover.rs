@@ -83,6 +83,8 @@ impl Authority {
         }
         match presence.facts.get(&config.segment).filter(|facts| facts.incarnation == config.incarnation) {
             Some(facts) => Holding::Known(facts),
+            // Nobody knows what is on a device that is missing (I11).
+            None if self.misses_device(node) => Holding::Unknown,
             None => Holding::Nothing,
         }
     }
@@ -92,6 +94,9 @@ impl Authority {
         match self.holding(now, config, node) {
             Holding::Known(facts) => describe(facts, config.electable.contains(&node)),
             Holding::Nothing => "nothing of it".into(),
+            Holding::Unknown if self.is_up(now, node) && self.has_listed(node) => {
+                format!("not known: a device of it is missing (nodectl node show {node})")
+            }
             Holding::Unknown if self.is_up(now, node) => "not known yet: it has just come".into(),
             Holding::Unknown => "not known: it is not in touch".into(),
             Holding::Gone => "nothing: its device is gone for good".into(),
@@ -302,7 +307,7 @@ impl Authority {
     pub(super) fn is_hopeful(&self, now: Time, config: &Config) -> bool {
         config.electable.iter().any(|node| match self.holding(now, config, *node) {
             Holding::Known(facts) => is_trusted(facts),
-            Holding::Unknown => self.is_up(now, *node),
+            Holding::Unknown => self.is_up(now, *node) && !self.has_listed(*node),
             Holding::Nothing | Holding::Gone => false,
         })
     }

@@ -11,13 +11,15 @@ use alloc::vec::Vec;
 use super::io::{Effect, Effects, SessionRef};
 use super::records::NodeRecord;
 use super::recover::is_trusted;
-use super::{Authority, volumes};
-use crate::ids::{BootCount, BootId, Incarnation, NodeId, Revision, SegmentId};
+use super::{Authority, judge, volumes};
+use crate::ids::{BootId, DeviceId, Incarnation, NodeId, Revision, SegmentId};
 use crate::limits::{
-    ADDRESS_BYTES_MAX, NODE_SILENCE, NODES_MAX, REPORT_EVERY, REVISION_EVERY, SEGMENTS_MAX, SESSION_GRACE, SHARDS_MAX,
+    ADDRESS_BYTES_MAX, DEVICES_MAX, NODE_SILENCE, NODES_MAX, REPORT_EVERY, REVISION_EVERY, SEGMENTS_MAX, SESSION_GRACE,
+    SHARDS_MAX,
 };
-use crate::message::{FromAuthority, HeldConfig, NodeAddress, Registration, ReplicaReport, Report, ToAuthority};
-use crate::openings::{Opening, Openings};
+use crate::message::{
+    DeviceJudged, FromAuthority, HeldConfig, Judgement, NodeAddress, Registration, ReplicaReport, Report, ToAuthority,
+};
 use crate::sabotage::{Invariant, breaks};
 use crate::time::{Span, Time};
 
@@ -54,17 +56,14 @@ pub(super) struct Presence {
     pub(super) configs: BTreeMap<SegmentId, HeldConfig>,
     /// Whether it has said all of those.
     pub(super) told_configs: bool,
+    /// The devices it came with that may be served.
+    pub(super) devices: Vec<DeviceId>,
+    /// Those that may not, and why.
+    pub(super) turned_away: Vec<(DeviceId, String)>,
+    /// Those it could not open, in its words.
+    pub(super) absent: Vec<String>,
     /// The revision it was told last, and when.
     told: (Revision, Time),
-}
-
-/// Whether what is on a device may be taken for what its node acknowledged (I9).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trust {
-    /// It is the newest state of this device that this authority heard of.
-    Whole,
-    /// It does not carry the opening taken in last: an older state of the device is back.
-    RolledBack,
 }
 
 impl Presence {
@@ -85,8 +84,24 @@ impl Presence {
             seen: Revision(0),
             configs: BTreeMap::new(),
             told_configs: false,
+            devices: Vec::new(),
+            turned_away: Vec::new(),
+            absent: Vec::new(),
             told: (Revision(0), now),
         }
+    }
+
+    /// It came with these devices, and this was said of them.
+    fn came(&mut self, registration: &Registration, judged: &[DeviceJudged]) {
+        self.devices.clear();
+        self.turned_away.clear();
+        for DeviceJudged { device, judgement } in judged {
+            match judgement {
+                Judgement::Sound { .. } | Judgement::Distrusted { .. } => self.devices.push(*device),
+                Judgement::Refused(why) => self.turned_away.push((*device, why.clone())),
+            }
+        }
+        self.absent = registration.absent.iter().take(DEVICES_MAX).cloned().collect();
     }
 
     /// How long nothing was heard.
@@ -98,27 +113,6 @@ impl Presence {
     pub(super) fn rate(&self, now: Time) -> u64 {
         let fresh = self.reported.is_some_and(|at| now.since(at) < Span(3 * REPORT_EVERY.0));
         if fresh { self.rate } else { 0 }
-    }
-}
-
-/// Whether a device has lived on since the opening of it that was taken in last (I9), or this memory is itself older
-/// than the device's (I11): then what the device carries is at least as new.
-fn carries(openings: &Openings, known: &NodeRecord) -> bool {
-    openings.have(Opening { id: known.boot_id, count: known.boot }) || openings.outlived(known.boot)
-}
-
-fn node_record(boot_id: BootId, registration: Registration) -> NodeRecord {
-    let NodeAddress { node: _, primary, replication, shards } = registration.address;
-    NodeRecord {
-        zone: registration.zone,
-        primary,
-        replication,
-        shards,
-        device: registration.device,
-        device_lost: false,
-        boot: registration.boot,
-        boot_id,
-        capacity: registration.capacity,
     }
 }
 
@@ -146,25 +140,25 @@ impl Authority {
         now: Time,
         session: SessionRef,
         boot: BootId,
-        registration: Registration,
+        registration: &Registration,
         effects: &mut Effects,
     ) {
         let node = registration.address.node;
-        let trust = match self.may_register(now, boot, &registration) {
-            Ok(trust) => trust,
+        let welcome = self.may_register(now, registration);
+        let judged = match welcome.and_then(|()| self.judge_devices(now, boot, registration, effects)) {
+            Ok(judged) => judged,
             Err(reason) => {
                 effects.log(format!("registration of {node} refused: {reason}"));
                 effects.push(Effect::Refuse { session, reason });
                 return;
             }
         };
-        let registration = Registration { boot: self.boot_of(boot, &registration, trust, effects), ..registration };
-        let count = registration.boot;
         if registration.revision > self.books.cluster().revision && !breaks(Invariant::I11) {
             self.on_newer_revision(now, node, registration.revision, effects);
         }
         let seen = registration.revision;
-        let record = node_record(boot, registration);
+        let known = self.known_as(node).map(|record| record.devices.clone()).unwrap_or_default();
+        let record = judge::node_record(&known, boot, registration, &judged, self.frozen().is_some());
         let still = self.stands_still();
         let changed = !still && self.books.note_node(node, record.clone());
         let presence = self.presence.entry(node).or_insert_with(|| Presence::unheard(now));
@@ -181,6 +175,7 @@ impl Authority {
         presence.seen = seen;
         presence.configs.clear();
         presence.told_configs = false;
+        presence.came(registration, &judged);
         self.sessions.insert(session, node);
 
         effects.push(Effect::Accept { session, node });
@@ -188,8 +183,8 @@ impl Authority {
         if let Some(presence) = self.presence.get_mut(&node) {
             presence.told = (revision, now);
         }
-        let (settings, trusted) = (self.settings.clone(), trust == Trust::Whole);
-        effects.send(node, FromAuthority::Registered { settings, revision, trusted, boot: count });
+        let settings = self.settings.clone();
+        effects.send(node, FromAuthority::Registered { settings, revision, devices: judged });
         if changed {
             self.tell_addresses(effects);
         } else {
@@ -206,7 +201,7 @@ impl Authority {
         }
     }
 
-    fn may_register(&self, now: Time, boot: BootId, registration: &Registration) -> Result<Trust, String> {
+    fn may_register(&self, now: Time, registration: &Registration) -> Result<(), String> {
         let NodeAddress { node, primary, replication, shards } = &registration.address;
         if node.0 == 0 || *shards == 0 || *shards > SHARDS_MAX {
             return Err(format!("node ids begin with n1, shards are 1 to {SHARDS_MAX}"));
@@ -225,53 +220,16 @@ impl Authority {
         if let Some((other, _)) = taken {
             return Err(format!("{primary} is the address of {other}, which is in touch"));
         }
-        match self.known_as(*node) {
-            None if self.books.nodes().len() >= NODES_MAX => Err(format!("there are {NODES_MAX} nodes already")),
-            None => Ok(Trust::Whole),
-            Some(known) if known.device != registration.device && known.device_lost => Ok(Trust::Whole),
-            // An older record may not know that the device was replaced; whoever accepts it decides (I11).
-            Some(known) if known.device != registration.device && self.frozen().is_some() => Ok(Trust::Whole),
-            Some(known) if known.device != registration.device => Err(format!(
-                "{node} is registered with device {}, this is device {}. If the old one is gone for good: nodectl node \
-                 replace-device {node}, then start this node again; if not, give this device a node id of its own",
-                known.device, registration.device
-            )),
-            Some(known) if known.device_lost => Err(format!(
-                "device {} of {node} was declared gone for good; what it holds is not needed. Wipe it, or use another",
-                known.device
-            )),
-            Some(known) if carries(&registration.openings, known) => Ok(Trust::Whole),
-            Some(known) if boot != known.boot_id && self.is_up(now, *node) => Err(format!(
-                "another process with device {} is in touch as {node} (boot counter {}, this one has {}): stop one of \
-                 the two",
-                known.device, known.boot, registration.boot
-            )),
-            Some(_) => Ok(Trust::RolledBack),
+        if self.known_as(*node).is_none() && self.books.nodes().len() >= NODES_MAX {
+            return Err(format!("there are {NODES_MAX} nodes already"));
         }
+        Ok(())
     }
 
     /// What is known of a node: what it said last, even if that could not be written down yet.
-    fn known_as(&self, node: NodeId) -> Option<&NodeRecord> {
+    pub(super) fn known_as(&self, node: NodeId) -> Option<&NodeRecord> {
         let pending = self.presence.get(&node).and_then(|presence| presence.pending.as_ref());
         pending.or_else(|| self.books.nodes().get(&node))
-    }
-
-    /// The boot counter a device has from now on: one that was rolled back goes above the one remembered and its own,
-    /// once everything on it is distrusted, durably. Until then its next opening does not carry this one, either.
-    fn boot_of(&self, boot: BootId, registration: &Registration, trust: Trust, effects: &mut Effects) -> BootCount {
-        let node = registration.address.node;
-        let Some(known) = self.known_as(node).filter(|_| trust == Trust::RolledBack) else {
-            return registration.boot;
-        };
-        if boot == known.boot_id {
-            return known.boot; // told before; it has not heard it
-        }
-        effects.log(format!(
-            "{node} comes with boot counter {} and does not carry the opening taken in last, with {}: its device was \
-             rolled back; everything on it is taken for damaged and comes back by catch-up (I9)",
-            registration.boot, known.boot
-        ));
-        known.boot.max(registration.boot).next()
     }
 
     /// Tells nodes what the revision is by now, so that they would notice an older authority (I11).
@@ -374,17 +332,23 @@ impl Authority {
     }
 
     /// Whether the node itself has said, since it became a member of this segment last, that its copy is not to be
-    /// trusted, or that it has none: an image of its device from before is back.
+    /// trusted, or that it is not at work: an image of its device from before is back, or that device is not there.
     pub(super) fn disowns(&self, node: NodeId, segment: SegmentId) -> bool {
         let facts = self.presence.get(&node).and_then(|presence| presence.facts.get(&segment));
-        facts.map_or_else(|| self.has_nothing_of(node, segment), |facts| !is_trusted(facts))
+        facts.map_or_else(|| self.is_without(node, segment), |facts| !is_trusted(facts))
     }
 
-    /// Whether the node has said all it holds, and this segment was not among it.
-    pub(super) fn has_nothing_of(&self, node: NodeId, segment: SegmentId) -> bool {
+    /// Whether the node has said all that is at work there, and this segment was not among it.
+    pub(super) fn is_without(&self, node: NodeId, segment: SegmentId) -> bool {
         self.presence.get(&node).is_some_and(|presence| {
             presence.listed && presence.facts.len() < SEGMENTS_MAX && !presence.facts.contains_key(&segment)
         })
+    }
+
+    /// Whether the node has said all it holds, and this segment was not among it. While one of its devices is missing,
+    /// nobody knows what is on that (I11).
+    pub(super) fn has_nothing_of(&self, node: NodeId, segment: SegmentId) -> bool {
+        self.is_without(node, segment) && !self.misses_device(node)
     }
 
     fn on_report(&mut self, now: Time, node: NodeId, report: Report) {

@@ -152,13 +152,13 @@ impl Authority {
     /// What is kept of each node that is there or may come back.
     pub(super) fn kept(&self) -> Kept {
         let nodes = self.books.nodes().iter().filter(|(_, record)| !record.is_gone());
-        Kept::new(self.policy.headroom, nodes.map(|(node, record)| (*node, record.zone.as_str(), record.capacity)))
+        Kept::new(self.policy.headroom, nodes.map(|(node, record)| (*node, record.zone.as_str(), record.capacity())))
     }
 
     /// Extents of a node that new volumes do not get.
     pub(super) fn headroom_of(&self, record: &NodeRecord) -> u64 {
         let Watch { kept, local, .. } = &self.space;
-        kept.as_ref().map_or(0, |kept| kept.of(&record.zone, record.capacity, *local))
+        kept.as_ref().map_or(0, |kept| kept.of(&record.zone, record.capacity(), *local))
     }
 
     /// How many zones there are.
@@ -171,7 +171,7 @@ impl Authority {
     fn accounts(&self, now: Time, kept: &Kept, local: bool) -> BTreeMap<Option<String>, Account> {
         let mut accounts: BTreeMap<Option<String>, Account> = BTreeMap::new();
         for (node, record) in self.books.nodes().iter().filter(|(node, _)| self.is_up(now, **node)) {
-            let (capacity, booked) = (record.capacity, self.books.usage(*node).booked + self.permits.reserved(*node));
+            let (capacity, booked) = (record.capacity(), self.books.usage(*node).booked + self.permits.reserved(*node));
             let kept = kept.of(&record.zone, capacity, local);
             for place in [None, Some(record.zone.clone())] {
                 let account = accounts.entry(place).or_default();

@@ -1,15 +1,17 @@
 //! What people see: the state of nodes, volumes and segments, computed when asked.
 
 use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use super::Authority;
 use super::document::{
-    Address, Cluster, DamageCounts, DifferingExtent, Health, NodeInfo, RemirrorCounts, ScrubInfo, SegmentCounts,
-    Status, VolumeInfo,
+    Address, Cluster, DamageCounts, DeviceInfo, DeviceState, DifferingExtent, Health, NodeInfo, RemirrorCounts,
+    ScrubInfo, SegmentCounts, Status, VolumeInfo,
 };
 use super::records::{SegmentRecord, VolumeState};
 use super::recover::Holding;
+use super::{Authority, judge};
 use crate::ids::{NodeId, SegmentId, VolumeId};
 use crate::limits::EXTENT_SIZE;
 use crate::message::{NodeAddress, Report};
@@ -60,7 +62,10 @@ impl Authority {
         let stands_still = |report: &Report| {
             report.not_serving.contains(&segment) || report.stranded.iter().any(|facts| facts.segment == segment)
         };
-        let holds_nothing = matches!(self.holding(now, config, config.primary), Holding::Nothing);
+        // Its copy may be on a device that is not there.
+        let not_at_work = |node: NodeId| self.is_up(now, node) && self.is_without(node, segment);
+        let holds_nothing =
+            matches!(self.holding(now, config, config.primary), Holding::Nothing) || not_at_work(config.primary);
         let leads = self.is_reachable(now, config.primary)
             && !record.recovering
             && !holds_nothing
@@ -69,7 +74,9 @@ impl Authority {
             Condition::Stuck
         } else if !config.may_commit() {
             Condition::ReadOnly
-        } else if config.missing() > 0 || config.members.iter().any(|node| !self.is_reachable(now, *node)) {
+        } else if config.missing() > 0
+            || config.members.iter().any(|node| !self.is_reachable(now, *node) || not_at_work(*node))
+        {
             Condition::Degraded
         } else {
             Condition::Full
@@ -132,7 +139,7 @@ impl Authority {
             damage: self.damage(),
             nodes_up: nodes.keys().filter(|node| self.is_up(now, **node)).count() as u64,
             nodes_total: nodes.len() as u64,
-            capacity: nodes.values().map(|record| record.capacity * EXTENT_SIZE).sum(),
+            capacity: nodes.values().map(|record| record.capacity() * EXTENT_SIZE).sum(),
             booked: booked * EXTENT_SIZE,
             used: used * EXTENT_SIZE,
             frozen: why.clone().filter(|_| self.frozen().is_some()),
@@ -162,7 +169,7 @@ impl Authority {
             state: if up { "up" } else { "down" }.into(),
             primary_addr: record.primary.clone(),
             replication_addr: record.replication.clone(),
-            capacity: record.capacity * EXTENT_SIZE,
+            capacity: record.capacity() * EXTENT_SIZE,
             booked: self.books.usage(id).booked * EXTENT_SIZE,
             used: presence.report.used * EXTENT_SIZE,
             replicas: u64::from(presence.report.replicas),
@@ -185,11 +192,52 @@ impl Authority {
                 differing: presence.report.differing.iter().map(differing).collect(),
             },
             flushes: presence.report.flushes,
-            device_lost: record.device_lost,
             headroom: self.headroom_of(record) * EXTENT_SIZE,
+            device_lost: record.is_gone(),
+            devices: self.device_infos(id),
+            absent: if up { presence.absent.clone() } else { Vec::new() },
             awaited: self.stands_still() && !record.is_gone() && !self.has_listed(id),
             quarantine: Vec::new(),
         })
+    }
+
+    /// A node's devices, each with how it is; those it came with and that may not be served behind those known.
+    fn device_infos(&self, node: NodeId) -> Vec<DeviceInfo> {
+        let (Some(record), Some(presence)) = (self.books.nodes().get(&node), self.presence.get(&node)) else {
+            return Vec::new();
+        };
+        let known = record.devices.iter().filter(|known| known.device.0 != 0).map(|known| {
+            let said = presence.report.devices.iter().find(|said| said.device == known.device);
+            let said = said.filter(|_| presence.devices.contains(&known.device));
+            let (state, next) = if known.lost {
+                (DeviceState::Lost, None)
+            } else if presence.since.is_some() && !presence.devices.contains(&known.device) {
+                (DeviceState::Missing, Some(judge::replace_command(node, &record.devices, known.device)))
+            } else if said.is_some_and(|said| said.failed) {
+                (DeviceState::Failed, Some(format!("start noded of {node} again; if it fails again, without it")))
+            } else {
+                (DeviceState::InUse, None)
+            };
+            DeviceInfo {
+                id: known.device.to_string(),
+                state,
+                capacity: known.capacity.saturating_mul(EXTENT_SIZE),
+                booked: said.map_or(0, |said| said.booked.saturating_mul(EXTENT_SIZE)),
+                used: said.map_or(0, |said| said.used.saturating_mul(EXTENT_SIZE)),
+                why: None,
+                next,
+            }
+        });
+        let refused = presence.turned_away.iter().map(|(device, why)| DeviceInfo {
+            id: device.to_string(),
+            state: DeviceState::Refused,
+            capacity: 0,
+            booked: 0,
+            used: 0,
+            why: Some(why.clone()),
+            next: None,
+        });
+        known.chain(refused).collect()
     }
 
     /// Of a volume that exists.

@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use super::document::{CreateVolume, ResizeVolume, Spread};
 use super::io::{Answer, CallError, CallId, Effects, ErrorCode};
 use super::placement::{Need, Purpose, Room, Size, choose};
-use super::records::{SegmentRecord, VolumeRecord, VolumeState};
+use super::records::{NodeRecord, SegmentRecord, VolumeRecord, VolumeState};
 use super::space::is_local;
 use super::{Authority, names, throttle};
 use crate::config::Config;
@@ -23,7 +23,7 @@ use crate::limits::{
     BLOCK_SIZE, CALL_LIMIT, COPIES_MAX, CREATES_INFLIGHT, NAME_BYTES_MAX, SEGMENT_SIZE_DEFAULT, SEGMENT_SIZE_MAX,
     SEGMENT_SIZE_MIN, SEGMENTS_MAX, SEGMENTS_PER_VOLUME_MAX, VOLUME_SIZE_MAX, VOLUMES_MAX,
 };
-use crate::message::FromAuthority;
+use crate::message::{DeviceReport, FromAuthority};
 use crate::random::mix;
 use crate::throttle::VolumeLimits;
 use crate::time::Time;
@@ -173,12 +173,24 @@ impl Authority {
             Room {
                 node: *node,
                 zone: &record.zone,
-                capacity: record.capacity,
+                capacity: record.capacity(),
                 booked: usage.booked + self.permits.reserved(*node),
-                kept: record.capacity,
+                kept: record.capacity(),
+                fits: self.fits(*node, record),
                 primaries: usage.primaries,
             }
         })
+    }
+
+    /// Extents free on that device of a node which has most, as its reports say; its own books decide in the end.
+    fn fits(&self, node: NodeId, record: &NodeRecord) -> u64 {
+        let reported = self.presence.get(&node).map_or(&[][..], |presence| &presence.report.devices);
+        if record.devices.len() < 2 || reported.is_empty() {
+            return u64::MAX;
+        }
+        let free = |device: &DeviceReport| device.capacity.saturating_sub(device.booked);
+        let most = reported.iter().filter(|device| !device.failed).map(free).max().unwrap_or(0);
+        most.saturating_sub(self.permits.reserved(node))
     }
 
     /// First configurations of the segments from index `first` on, or why there is no place for them.

@@ -64,7 +64,11 @@ fn orders(w: &mut World) -> usize {
 #[test]
 fn ten_thousand_asks_end_at_once_and_nobody_is_flooded() {
     let mut w = World::new(0);
-    let large = |id| Registration { capacity: 100_000_000, ..registration(id) };
+    let large = |id| {
+        let mut registration = registration(id);
+        registration.devices[0].capacity = 100_000_000;
+        registration
+    };
     (1..=9).for_each(|id| w.register(large(id)));
     let wish = wish("v", u64::from(SEGMENTS) << 26);
     let call = w.call(Call::Create(CreateVolume { spread: Some(Spread::Node), ..wish }));

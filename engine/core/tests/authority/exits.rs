@@ -5,14 +5,14 @@ use engine_core::authority::document::{
 };
 use engine_core::authority::io::{Answer, Call, CallError, ErrorCode};
 use engine_core::config::Config;
-use engine_core::ids::{BootCount, DeviceId, Epoch, NodeId, Seq};
+use engine_core::ids::{Epoch, NodeId, Seq};
 use engine_core::limits::NODE_SILENCE;
 use engine_core::message::{Decision, FromAuthority, PermitAsk, Registration, ReplicaReport, ToAuthority};
 use engine_core::record::Standing;
 use engine_core::time::Span;
 
 use crate::stories::propose;
-use crate::world::{World, registration};
+use crate::world::{World, booted, device, registration};
 
 pub(crate) fn facts(config: &Config, standing: Standing, commit: u64) -> ReplicaReport {
     ReplicaReport {
@@ -113,9 +113,9 @@ fn a_named_recovery_begins_a_new_life_and_is_said_until_confirmed() {
     // Neither a restart nor its own old life lets the authority forget, or release, the copy that counts.
     w.restart();
     for id in (1..=4).filter(|id| !old.members.contains(&NodeId(*id)) || old.members[1].0 == *id) {
-        w.back(Registration { boot: BootCount(2), ..registration(id) });
+        w.back(booted(2, registration(id)));
     }
-    w.register(Registration { boot: BootCount(2), ..registration(stale.0) });
+    w.register(booted(2, registration(stale.0)));
     holds(&mut w, stale, vec![facts(&old, Standing::Stale { base: Seq(40) }, 40)]);
     let heard = w.heard(stale);
     assert!(heard.contains(&FromAuthority::Recover { config: config.clone() }), "{heard:?}");
@@ -129,7 +129,7 @@ fn a_named_recovery_begins_a_new_life_and_is_said_until_confirmed() {
     assert_eq!(led.epoch, config.epoch.next());
     // A copy of the old life that comes back is let go.
     let other = old.members[0];
-    w.register(Registration { boot: BootCount(2), ..registration(other.0) });
+    w.register(booted(2, registration(other.0)));
     assert!(w.heard(other).contains(&FromAuthority::Release { segment, incarnation: old.incarnation }));
 }
 
@@ -161,7 +161,7 @@ fn a_segment_that_serves_is_not_recovered() {
 
 fn replace(node: NodeId, lose: &[&str]) -> Call {
     let lose = lose.iter().map(|name| (*name).to_owned()).collect();
-    Call::ReplaceDevice(node, ReplaceDevice { lose, dry_run: false })
+    Call::ReplaceDevice(node, ReplaceDevice { device: None, lose, dry_run: false })
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_lost_disk_is_replaced_under_the_same_node_id() {
     assert_eq!(consequences(&mut w, replace(lost, &[])).unwrap_err().code, ErrorCode::Refused, "it is in touch");
     w.leave(lost.0);
     let Decision::Installed(shrunk) = propose(&mut w, 0, primary, &[primary, backup], &[]) else { panic!("shrunk") };
-    let blank = Registration { device: DeviceId(77), boot: BootCount(1), ..registration(lost.0) };
+    let blank = Registration { devices: vec![device(77)], ..registration(lost.0) };
     w.register(blank.clone());
     let reason = w.refused.pop().expect("another device");
     assert!(reason.contains(&format!("nodectl node replace-device {lost}")), "{reason}");
@@ -245,7 +245,7 @@ fn copies_in_quarantine_are_shown_and_released_only_where_it_is_safe() {
     assert!(error.message.contains("v/0 has 1 of at least 2 copies"), "{error}");
     assert!(!consequences(&mut w, release(None, &[], true)).unwrap().done);
     assert_eq!(w.records_of("release"), 0);
-    w.register(Registration { boot: BootCount(2), ..registration(backup.0) });
+    w.register(booted(2, registration(backup.0)));
     holds(&mut w, backup, vec![facts(&config, Standing::Member, 3)]);
     assert!(consequences(&mut w, release(Some(one), &[], false)).unwrap().done);
     assert_eq!((w.records_of("release"), w.segment(0).former.len()), (1, 0));

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cancel;
+mod devices;
 mod exits;
 mod limits;
 mod proposals;

@@ -3,7 +3,7 @@
 use engine_core::authority::document::{AcceptOlder, Consequences};
 use engine_core::authority::io::{Answer, Call, CallError, ErrorCode};
 use engine_core::config::Config;
-use engine_core::ids::{BootCount, Epoch, NodeId, Revision, SegmentId, VolumeId};
+use engine_core::ids::{Epoch, NodeId, Revision, SegmentId, VolumeId};
 use engine_core::limits::STANDSTILL_PATIENCE;
 use engine_core::message::{Decision, FromAuthority, HeldConfig, Registration, ToAuthority};
 use engine_core::record::Standing;
@@ -11,7 +11,7 @@ use engine_core::time::Span;
 
 use crate::exits::facts;
 use crate::stories::propose;
-use crate::world::{World, registration, wish};
+use crate::world::{World, booted, registration, wish};
 
 fn accept(w: &mut World, request: AcceptOlder) -> Result<Consequences, CallError> {
     let call = w.call(Call::AcceptOlder(request));
@@ -23,7 +23,7 @@ fn accept(w: &mut World, request: AcceptOlder) -> Result<Consequences, CallError
 }
 
 fn again(id: u16) -> Registration {
-    Registration { boot: BootCount(2), ..registration(id) }
+    booted(2, registration(id))
 }
 
 #[test]

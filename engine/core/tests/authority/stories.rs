@@ -11,7 +11,7 @@ use engine_core::record::Standing;
 use engine_core::time::{Span, Time};
 
 use crate::exits::{facts, holds};
-use crate::world::{World, registration, wish};
+use crate::world::{World, booted, device, image, registration, wish};
 
 /// Proposes `members` over the current configuration.
 pub(crate) fn say_proposal(w: &mut World, index: u32, from: NodeId, members: &[NodeId], candidates: &[NodeId]) {
@@ -279,7 +279,7 @@ fn a_lost_copy_is_made_elsewhere_with_permit_and_reservation() {
     for id in (1..=4).filter(|id| *id != lost.0) {
         w.back(registration(id));
     }
-    w.register(Registration { boot: BootCount(2), ..registration(lost.0) });
+    w.register(booted(2, registration(lost.0)));
     assert!(w.heard(lost).iter().any(|m| matches!(m, FromAuthority::Release { .. })));
     w.say(lost, ToAuthority::Released { segment, incarnation: config.incarnation });
     assert_eq!(w.records_of("release"), 0);
@@ -302,7 +302,8 @@ fn a_former_member_that_holds_nothing_any_more_gets_its_copy_anew() {
         })
     };
     // It may still have it as long as it has not said all it holds.
-    let back = Registration { boot: BootCount(2), capacity: u64::from(config.extents), ..registration(lost.0) };
+    let mut back = booted(2, registration(lost.0));
+    back.devices[0].capacity = u64::from(config.extents);
     w.register(back);
     w.sent.clear();
     w.say(primary, ask(&config));
@@ -397,7 +398,7 @@ fn propose_raw(w: &mut World, from: NodeId, config: &Config) -> Decision {
 fn who_may_register() {
     let mut w = World::new(2);
     let cases = [
-        (Registration { device: engine_core::ids::DeviceId(77), ..registration(1) }, "a node id of its own"),
+        (Registration { devices: vec![device(77)], ..registration(1) }, "a node id of its own"),
         (Registration { zone: "not a zone".into(), ..registration(4) }, "not a zone name"),
         (
             Registration {
@@ -421,11 +422,11 @@ fn who_may_register() {
 #[test]
 fn a_rolled_back_device_is_taken_in_and_not_trusted() {
     let mut w = World::new(2);
-    let boot = |boot| Registration { boot: BootCount(boot), ..registration(1) };
+    let boot = |boot| booted(boot, registration(1));
     w.leave(1);
     w.register_as(boot(4), 1);
     // Another process has opened the device as it was before that.
-    let older = |count, id| Registration { openings: openings(&[(1, 1), (count, id)]), ..boot(count) };
+    let older = |count, id| image(count, openings(&[(1, 1), (count, id)]), boot(count));
     w.register_image(older(4, 2), 2);
     let reason = w.refused.pop().expect("the first is in touch");
     assert!(reason.contains("another process"), "{reason}");
@@ -436,17 +437,17 @@ fn a_rolled_back_device_is_taken_in_and_not_trusted() {
     // It has not heard that; nothing else changes.
     w.register_image(older(4, 2), 2);
     assert_eq!(w.welcome(1), (false, BootCount(5)));
-    let taken = Registration { openings: openings(&[(5, 2)]), ..boot(5) };
+    let taken = image(5, openings(&[(5, 2)]), boot(5));
     w.register_image(taken, 2);
     assert_eq!(w.welcome(1), (true, BootCount(5)), "the same run over a new connection");
     w.leave(1);
     w.restart();
-    w.register_image(Registration { openings: openings(&[(5, 2), (6, 3)]), ..boot(6) }, 3);
+    w.register_image(image(6, openings(&[(5, 2), (6, 3)]), boot(6)), 3);
     assert_eq!(w.welcome(1), (true, BootCount(6)));
 }
 
 /// What a device carries: counter and run of the opening known to be taken in, and of those since.
-fn openings(list: &[(u64, u128)]) -> Box<Openings> {
+pub(crate) fn openings(list: &[(u64, u128)]) -> Box<Openings> {
     let opening = |(count, id): &(u64, u128)| Opening { id: BootId(*id), count: BootCount(*count) };
     let mut openings = Openings::default();
     openings.take_in(opening(&list[0]));
@@ -459,7 +460,7 @@ fn openings(list: &[(u64, u128)]) -> Box<Openings> {
 fn a_rolled_back_device_is_not_trusted_however_often_it_was_opened() {
     let with = |list: &[(u64, u128)]| {
         let count = list.last().unwrap().0;
-        Registration { boot: BootCount(count), openings: openings(list), ..registration(1) }
+        image(count, openings(list), registration(1))
     };
     let mut w = World::new(2);
     for (run, taken) in [(2, (1, 1)), (3, (2, 2)), (4, (3, 3))] {
@@ -488,11 +489,11 @@ fn a_rolled_back_device_is_not_trusted_however_often_it_was_opened() {
 fn an_answer_that_was_lost_takes_nobodys_trust() {
     let mut w = World::new(2);
     w.leave(1);
-    w.register_image(Registration { boot: BootCount(2), openings: openings(&[(1, 1), (2, 2)]), ..registration(1) }, 2);
+    w.register_image(image(2, openings(&[(1, 1), (2, 2)]), registration(1)), 2);
     w.leave(1);
     w.sent.clear();
     let third = openings(&[(1, 1), (2, 2), (3, 3)]);
-    w.register_image(Registration { boot: BootCount(3), openings: third, ..registration(1) }, 3);
+    w.register_image(image(3, third, registration(1)), 3);
     assert_eq!(w.welcome(1), (true, BootCount(3)));
 }
 
@@ -503,12 +504,12 @@ fn a_device_that_knows_a_later_opening_than_the_record_is_trusted() {
     let before = w.backup();
     for id in 1..=3 {
         w.leave(id);
-        w.register_as(Registration { boot: BootCount(2), ..registration(id) }, 20 + u128::from(id));
+        w.register_as(booted(2, registration(id)), 20 + u128::from(id));
     }
     w.restore(before);
     for id in 1..=3 {
         let list = [(2, 20 + u128::from(id)), (3, 30 + u128::from(id))];
-        w.register_image(Registration { boot: BootCount(3), openings: openings(&list), ..registration(id) }, list[1].1);
+        w.register_image(image(3, openings(&list), registration(id)), list[1].1);
         assert_eq!(w.welcome(id), (true, BootCount(3)));
     }
 }
@@ -531,7 +532,7 @@ fn an_authority_older_than_its_nodes_changes_nothing() {
     let mut w = World::new(3);
     w.volume("v", 1);
     let primary = w.segment(0).primary;
-    w.register(Registration { revision: Revision(10_000), boot: BootCount(2), ..registration(1) });
+    w.register(Registration { revision: Revision(10_000), ..booted(2, registration(1)) });
     let members = w.segment(0).members;
     let denied = propose(&mut w, 0, primary, &members, &[]);
     assert!(matches!(&denied, Decision::Denied(_, why) if why.contains("frozen")), "{denied:?}");
@@ -577,11 +578,11 @@ fn a_lease_is_for_the_primary_of_the_configuration_at_work_and_who_asks_about_an
     // I7: after a start the records may be older than what was decided. Nothing is said before that is known.
     let current = LeaseAsk { epoch: w.segment(0).epoch, ..ask };
     w.restart();
-    w.back(Registration { boot: BootCount(2), ..registration(backup.0) });
+    w.back(booted(2, registration(backup.0)));
     w.sent.clear();
     w.say(backup, ToAuthority::LeaseAsks(vec![current]));
     assert_eq!(w.heard(backup), []);
-    w.back(Registration { boot: BootCount(2), ..registration(third.0) });
+    w.back(booted(2, registration(third.0)));
     w.sent.clear();
     w.say(backup, ToAuthority::LeaseAsks(vec![current]));
     assert_eq!(w.heard(backup), [FromAuthority::Leased(vec![current])]);

@@ -115,6 +115,7 @@ fn placement_follows_its_tables() {
             capacity: pairs.number("capacity").unwrap(),
             booked: pairs.number("booked").unwrap(),
             kept: pairs.number("kept").unwrap_or_else(|| pairs.number("capacity").unwrap().div_ceil(10)),
+            fits: pairs.number("fits").unwrap_or(u64::MAX),
             primaries: pairs.number("primaries").unwrap(),
         };
         let rooms: Vec<Room<'_>> = nodes.iter().map(room).collect();

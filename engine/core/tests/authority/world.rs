@@ -10,7 +10,9 @@ use engine_core::authority::{Authority, Setup};
 use engine_core::config::Config;
 use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, NodeId, Revision};
 use engine_core::limits::{AUTHORITY_TICK, BREAKER_SETTLE};
-use engine_core::message::{FromAuthority, NodeAddress, Registration, Report, ToAuthority};
+use engine_core::message::{
+    DeviceJudged, DeviceOpened, FromAuthority, Judgement, NodeAddress, Registration, Report, ToAuthority,
+};
 use engine_core::openings::{Opening, Openings};
 use engine_core::time::{Span, Time};
 
@@ -43,12 +45,28 @@ pub(crate) fn registration(id: u16) -> Registration {
             shards: 1,
         },
         zone: ["c", "a", "b"][usize::from(id) % 3].into(),
-        device: DeviceId(u128::from(id)),
-        boot: BootCount(1),
-        openings: Box::default(),
-        capacity: 10_000,
+        devices: vec![device(u128::from(id))],
+        absent: Vec::new(),
         revision: Revision(0),
     }
+}
+
+/// A device opened for the first time.
+pub(crate) fn device(id: u128) -> DeviceOpened {
+    DeviceOpened { device: DeviceId(id), boot: BootCount(1), openings: Box::default(), capacity: 10_000 }
+}
+
+/// With its first device opened so often.
+pub(crate) fn booted(count: u64, mut registration: Registration) -> Registration {
+    registration.devices[0].boot = BootCount(count);
+    registration
+}
+
+/// With its first device opened so often, carrying these openings.
+pub(crate) fn image(count: u64, openings: Box<Openings>, registration: Registration) -> Registration {
+    let mut registration = booted(count, registration);
+    registration.devices[0].openings = openings;
+    registration
 }
 
 impl World {
@@ -152,12 +170,14 @@ impl World {
 
     /// As the process with this boot id, which has opened the device as it was when it was opened last.
     pub(crate) fn register_as(&mut self, mut registration: Registration, boot: u128) {
-        let openings = self.openings.entry(registration.device).or_default();
-        let opening = Opening { id: BootId(boot), count: registration.boot };
-        if !openings.have(opening) {
-            openings.open(opening);
+        for device in &mut registration.devices {
+            let openings = self.openings.entry(device.device).or_default();
+            let opening = Opening { id: BootId(boot), count: device.boot };
+            if !openings.have(opening) {
+                openings.open(opening);
+            }
+            *device.openings = *openings;
         }
-        registration.openings = Box::new(*openings);
         self.register_image(registration, boot);
     }
 
@@ -171,10 +191,19 @@ impl World {
         }
     }
 
-    /// Whether the node was trusted when it was taken in last, and its boot counter from then on.
+    /// Whether the node's only device was trusted when it was taken in last, and its boot counter from then on.
     pub(crate) fn welcome(&mut self, node: u16) -> (bool, BootCount) {
+        match self.judged(node).as_slice() {
+            [DeviceJudged { judgement: Judgement::Sound { boot }, .. }] => (true, *boot),
+            [DeviceJudged { judgement: Judgement::Distrusted { boot }, .. }] => (false, *boot),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What was said of each device when the node was taken in last.
+    pub(crate) fn judged(&mut self, node: u16) -> Vec<DeviceJudged> {
         let said = self.heard(NodeId(node)).into_iter().rev().find_map(|message| match message {
-            FromAuthority::Registered { trusted, boot, .. } => Some((trusted, boot)),
+            FromAuthority::Registered { devices, .. } => Some(devices),
             _ => None,
         });
         said.unwrap()

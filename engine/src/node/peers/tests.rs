@@ -15,6 +15,7 @@ use super::*;
 use crate::node::harbour::Addresses;
 use crate::node::listen::Doors;
 use crate::node::mail::{ShardInbox, shard_box};
+use crate::node::routes::Routes;
 use crate::wire::Local;
 
 const CLUSTER: ClusterId = ClusterId(5);
@@ -38,6 +39,7 @@ fn world() -> World {
     let harbour = Harbour {
         local: local(NodeId(1), 1),
         shards: vec![shard],
+        pilot: Pilot::new(Arc::new(Routes::new([1], true))),
         keepers: vec![keeper.clone()],
         addresses: seen,
         doors: Doors::default(),

@@ -40,6 +40,8 @@ pub struct Figures {
     pub flushes: u64,
     /// Replicas that are nobody's; at most [`REPORT_SEGMENTS_MAX`].
     pub stranded: Vec<ReplicaReport>,
+    /// Whether its store can no longer write.
+    pub failed: bool,
 }
 
 impl Figures {
@@ -62,6 +64,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
             damaged_structures: self.store.damaged_structures(),
             copied_bytes: self.copied_bytes,
             flushes: self.store.flushes(),
+            failed: self.failure().is_some(),
             scrub: self.scrub.as_ref().map(Scrub::report).unwrap_or_default(),
             ..Figures::default()
         };
@@ -112,7 +115,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
 
 /// A node's report out of its shards' figures.
 #[must_use]
-pub fn report(shards: &[Figures]) -> Report {
+pub fn report<'a>(shards: impl IntoIterator<Item = &'a Figures>) -> Report {
     let mut report = Report::default();
     for shard in shards {
         report.booked += shard.space.booked;

@@ -100,6 +100,9 @@ impl<S: Store, W: Wires> Quay<S, W> {
                 self.shard
             ));
         }
+        if !self.wires.begins(segment) {
+            return Err("another device of this node has a copy of it".into());
+        }
         tracing::info!(%segment, epoch = %meta.config.epoch, "a replica begins here");
         let ticket = self.wait_for(Waiting::Create(segment));
         self.store.persist(vec![Record::Create { segment, meta: meta.clone() }], ticket);
@@ -174,6 +177,7 @@ impl<S: Store, W: Wires> Quay<S, W> {
     pub(super) fn dropped(&mut self, now: Time, segment: SegmentId, incarnation: Incarnation) {
         if matches!(self.slots.get(&segment), Some(Slot::Dropping)) {
             self.slots.remove(&segment);
+            self.wires.ended(segment);
             // The store has forgotten it: whatever was still asked of it gets no answer.
             self.forget_waiting(now, |waiting| waiting.segment() == Some(segment));
         }

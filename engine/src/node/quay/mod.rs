@@ -46,6 +46,14 @@ pub trait Wires {
 
     /// To the authority.
     fn authority(&mut self, message: ToAuthority);
+
+    /// A replica of this segment is to begin here. `false`: another device of this node has one.
+    fn begins(&mut self, _segment: SegmentId) -> bool {
+        true
+    }
+
+    /// The replica of this segment has ended here.
+    fn ended(&mut self, _segment: SegmentId) {}
 }
 
 /// A machine in its place.

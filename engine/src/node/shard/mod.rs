@@ -6,8 +6,9 @@
 mod run;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
-use engine_core::ids::NodeId;
+use engine_core::ids::{NodeId, SegmentId};
 use engine_core::limits::STORE_INFLIGHT_MAX;
 use engine_core::message::{Lane, PeerMessage, Reply, ToAuthority};
 use engine_core::replica::io::ClientRef;
@@ -16,12 +17,14 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::mail::{ClientMail, Mail, PeerControl};
 use super::quay::{Quay, Wires};
+use super::routes::Routes;
 use super::sink::Sink;
+use super::thread::Opened;
 
 use crate::store::Store;
 use crate::wire::Message;
 
-pub(crate) use run::run;
+pub(crate) use run::{Ended, idle, run};
 
 /// What a shard is told when it is made.
 #[derive(Debug)]
@@ -34,6 +37,9 @@ pub(crate) struct Surroundings {
     /// Who keeps connections to peers, by node id modulo their number.
     pub(crate) peers: Vec<mpsc::Sender<PeerControl>>,
     pub(crate) seed: u64,
+    /// What lies where on this node, and which of its devices this shard is of.
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) device: usize,
 }
 
 /// The connections to one peer.
@@ -49,6 +55,8 @@ struct Lines {
     /// Clients something was said to, or that do not take what was.
     told: Vec<ClientRef>,
     authority: mpsc::Sender<ToAuthority>,
+    routes: Arc<Routes>,
+    device: usize,
 }
 
 impl Wires for Lines {
@@ -84,6 +92,14 @@ impl Wires for Lines {
             tracing::debug!("a message to the authority was dropped; it will be asked for or sent again");
         }
     }
+
+    fn begins(&mut self, segment: SegmentId) -> bool {
+        self.routes.begins(segment, self.device)
+    }
+
+    fn ended(&mut self, segment: SegmentId) {
+        self.routes.ended(segment, self.device);
+    }
 }
 
 /// One shard of a node.
@@ -99,10 +115,17 @@ pub(crate) struct Shard<S> {
 
 impl<S: Store> Shard<S> {
     pub(crate) fn new(around: Surroundings, store: S) -> Self {
-        let Surroundings { node, shard, authority, peers, seed } = around;
-        let lines = Lines { peers: BTreeMap::new(), clients: HashMap::new(), told: Vec::new(), authority };
+        let Surroundings { node, shard, authority, peers, seed, routes, device } = around;
+        let (connected, clients) = (BTreeMap::new(), HashMap::new());
+        let lines = Lines { peers: connected, clients, told: Vec::new(), authority, routes, device };
         let quay = Quay::new(node, shard, seed, store, lines);
         Self { shard, keepers: peers, quay, announced: BTreeSet::new(), distrusting: None }
+    }
+
+    /// What its store found.
+    pub(crate) fn opened(&self) -> Opened {
+        let segments = self.quay.replicas().into_iter().map(|replica| replica.segment).collect();
+        Opened { capacity: self.quay.store().space().capacity, segments }
     }
 
     /// Takes one message.
@@ -130,7 +153,7 @@ impl<S: Store> Shard<S> {
             Mail::Status(answer) => drop(answer.send(self.quay.figures(now))),
             Mail::Replicas(answer) => drop(answer.send(self.quay.replicas())),
             Mail::Configs(answer) => drop(answer.send(self.quay.configs())),
-            Mail::Leave(_) | Mail::Stop(_) => debug_assert!(false, "the loop keeps this"),
+            Mail::Leave(_) | Mail::Stop(_) | Mail::Retire => debug_assert!(false, "the loop keeps this"),
         }
     }
 

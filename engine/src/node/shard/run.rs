@@ -33,13 +33,42 @@ enum Woke {
     Ended,
 }
 
+/// How a shard came to its end.
+pub(crate) enum Ended {
+    /// The node stops.
+    Stopped,
+    /// Its device is not served; the thread goes on for the others, with what comes for it.
+    Retired(ShardInbox),
+}
+
+/// Takes what comes for a shard whose device is not served, until told to stop: nobody waits for it.
+pub(crate) async fn idle(mut inbox: ShardInbox) {
+    loop {
+        tokio::select! {
+            mail = inbox.work.recv() => match mail {
+                Some(Mail::Stop(done)) => {
+                    let _ = done.send(());
+                    return;
+                }
+                Some(Mail::Leave(done)) => {
+                    let _ = done.send(());
+                }
+                // Whoever waits for an answer sees that there is none.
+                Some(_) => {}
+                None => return,
+            },
+            request = inbox.requests.recv() => if request.is_none() { return },
+        }
+    }
+}
+
 /// Runs the shard until it is told to stop. `wake_fd` is readable when the store's device has something to take; it
 /// stays open as long as the store lives.
 pub(crate) async fn run<S: Store>(
     mut shard: Shard<S>,
     mut inbox: ShardInbox,
     wake_fd: Option<RawFd>,
-) -> std::io::Result<()> {
+) -> std::io::Result<Ended> {
     let device = wake_fd.map(watch).transpose()?;
     let mut ticks = tokio::time::interval(duration(TICK));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -60,7 +89,7 @@ pub(crate) async fn run<S: Store>(
         };
         let moment = now();
         match woke {
-            Woke::Ended => return Ok(()), // nobody is left who could ask for anything
+            Woke::Ended => return Ok(Ended::Stopped), // nobody is left who could ask for anything
             Woke::Tick => shard.tick(moment),
             Woke::Mail | Woke::Device => {}
         }
@@ -72,7 +101,10 @@ pub(crate) async fn run<S: Store>(
         }
         again = shard.advance(moment, &mut events);
         if orders.are_done(&mut shard, moment) {
-            return Ok(());
+            return Ok(Ended::Stopped);
+        }
+        if orders.retire {
+            return Ok(Ended::Retired(inbox));
         }
     }
 }
@@ -82,6 +114,7 @@ pub(crate) async fn run<S: Store>(
 struct Orders {
     leave: Option<oneshot::Sender<()>>,
     stop: Option<Stop>,
+    retire: bool,
 }
 
 impl Orders {
@@ -95,6 +128,7 @@ impl Orders {
                 shard.take_stop(moment);
                 self.stop = Some(Stop { done, since: moment, settling: false });
             }
+            Mail::Retire => self.retire = true,
             mail => shard.take(moment, mail),
         }
     }

@@ -9,8 +9,9 @@ use engine_core::ids::{
     RequestId, Revision, SegmentId, Seq, Session, VolumeId,
 };
 use engine_core::message::{
-    CopyReport, Decision, FromAuthority, HeldConfig, Lane, LeaseAsk, NodeAddress, Op, Outcome, Peer, PeerMessage,
-    PermitAsk, Proposal, Refusal, Registration, ReplicaReport, Reply, Report, Request, Settings, ToAuthority,
+    CopyReport, Decision, DeviceJudged, DeviceOpened, DeviceReport, FromAuthority, HeldConfig, Judgement, Lane,
+    LeaseAsk, NodeAddress, Op, Outcome, Peer, PeerMessage, PermitAsk, Proposal, Refusal, Registration, ReplicaReport,
+    Reply, Report, Request, Settings, ToAuthority,
 };
 use engine_core::openings::{Opening, Openings};
 use engine_core::record::{Change, Entry, ExtentCopy, ExtentDigest, Standing};
@@ -204,7 +205,10 @@ fields! {
     Request { segment, epoch, generation, session, request, op }
     Reply { segment, epoch, session, request, outcome }
     NodeAddress { node, primary, replication, shards }
-    Registration { address, zone, device, boot, openings, capacity, revision }
+    Registration { address, zone, devices, absent, revision }
+    DeviceOpened { device, boot, openings, capacity }
+    DeviceJudged { device, judgement }
+    DeviceReport { device, capacity, booked, used, failed }
     Opening { id, count }
     Proposal { expected, config, promised }
     PermitAsk { segment, epoch, members }
@@ -212,7 +216,7 @@ fields! {
     ReplicaReport { segment, incarnation, epoch, log_epoch, standing, commit, last }
     HeldConfig { config, promised }
     CopyReport { segment, full, copied, left }
-    Report { booked, used, replicas, serving, not_serving, copies, copied_bytes, corrupt_blocks, damaged_structures, mended, scrub, differing, flushes, stranded }
+    Report { booked, used, replicas, serving, not_serving, copies, copied_bytes, corrupt_blocks, damaged_structures, mended, scrub, differing, flushes, stranded, devices }
     ScrubReport { passes, running, done, damaged, compared, unsettled, differing }
     Differing { segment, extent, member }
     ExtentDigest { since, stamp, present, sums }
@@ -258,6 +262,7 @@ variants! {
         27 = CompareFailed { extent },
         28 = Differs { extent },
     }
+    Judgement { 0 = Sound { boot }, 1 = Distrusted { boot }, 2 = Refused(0: reason) }
     Op {
         1 = Read { block, count },
         2 = Write(0: change),
@@ -297,7 +302,7 @@ variants! {
     }
     Decision { 1 = Installed(0: config), 2 = Conflict(0: config), 3 = Denied(0: config, 1: reason), 4 = Unknown(0: segment) }
     FromAuthority {
-        1 = Registered { settings, revision, trusted, boot },
+        1 = Registered { settings, revision, devices },
         2 = RegisterRefused(0: reason),
         3 = Nodes(0: nodes),
         4 = Decisions(0: decisions),

@@ -48,7 +48,7 @@ fn recover(w: &mut World, from: NodeId, lose: bool) -> Result<Answer, String> {
 /// `nodectl node replace-device NODE`, with or without `--lose VOLUME`.
 fn replace_device(w: &mut World, node: NodeId, lose: bool) -> Result<Answer, String> {
     let lose = if lose { vec![VOLUME.to_owned()] } else { Vec::new() };
-    w.call(Call::ReplaceDevice(node, ReplaceDevice { lose, dry_run: false }), Span::seconds(5))
+    w.call(Call::ReplaceDevice(node, ReplaceDevice { device: None, lose, dry_run: false }), Span::seconds(5))
 }
 
 /// What `nodectl volume explain VOLUME` says is to be done next.

@@ -1,0 +1,300 @@
+//! All devices of a node: looked at one by one, so that one that is gone, damaged or refused takes nothing from the others.
+//!
+//! What is wrong with the only device of a node ends its process, as does what a person wrote down wrong. What is wrong
+//! with one of several is noted, told to the authority and logged; the others serve. Nothing is decided here about what
+//! was on it: the authority knows that device, and a person says whether it comes back.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine_core::ids::{BootId, ClusterId, DeviceId, Revision};
+use engine_core::limits::{SHARDS_MAX, STOP_WAIT, TEXT_BYTES_MAX};
+use engine_core::message::{DeviceJudged, DeviceOpened, Judgement};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::clock::{duration, seed};
+use super::config::{Config, ConfigError};
+use super::hold::{self, Held, Hold, HoldError};
+use super::mail::{Mail, ShardBox};
+use super::routes::Routes;
+use super::start::StartError;
+use super::thread::Crew;
+use crate::device::file::DeviceFile;
+use crate::store::{self, Superblock};
+
+/// How long one of several devices may take to say what it is, and to open what is on it.
+const LOOK_WAIT: Duration = Duration::from_secs(15);
+const OPEN_WAIT: Duration = Duration::from_secs(120);
+/// Longest reason told to the authority.
+const REASON_MAX: usize = TEXT_BYTES_MAX - 64;
+
+/// A mistake of whoever wrote the configuration is an error, however many devices there are.
+fn is_mistake(error: &HoldError) -> bool {
+    error.exit_code() == 2
+}
+
+fn shortened(reason: &str) -> String {
+    reason[..reason.floor_char_boundary(REASON_MAX)].to_owned()
+}
+
+/// What was found where the devices should be. Nothing has been written.
+pub(super) struct Looked {
+    found: Vec<(PathBuf, Hold)>,
+    absent: Vec<String>,
+}
+
+/// Looks at every device.
+pub(super) async fn look(config: &Config) -> Result<Looked, StartError> {
+    if let [path] = config.devices.as_slice() {
+        return Ok(Looked { found: vec![(path.clone(), hold::look(config, path)?)], absent: Vec::new() });
+    }
+    let (mut found, mut absent, mut first) = (Vec::new(), Vec::new(), None);
+    for path in &config.devices {
+        match look_apart(config, path.clone()).await {
+            Ok(Ok(hold)) => found.push((path.clone(), hold)),
+            Ok(Err(error)) if is_mistake(&error) => return Err(error.into()),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "this device is not there; the others are served");
+                absent.push(shortened(&error.to_string()));
+                first = first.or(Some(error));
+            }
+            Err(reason) => {
+                tracing::error!(reason, "this device is not there; the others are served");
+                absent.push(reason);
+            }
+        }
+    }
+    match first {
+        Some(error) if found.is_empty() => Err(error.into()),
+        _ => Ok(Looked { found, absent }),
+    }
+}
+
+/// On a thread of its own: a device that answers nothing holds nobody up.
+async fn look_apart(config: &Config, path: PathBuf) -> Result<Result<Hold, HoldError>, String> {
+    let (tell, told) = oneshot::channel();
+    let (config, looked_at) = (config.clone(), path.clone());
+    let looking = std::thread::Builder::new().name("look".into()).spawn(move || {
+        // Whoever asked may have lost patience.
+        let _ = tell.send(hold::look(&config, &looked_at));
+    });
+    let silent = || format!("{}: it did not answer in {} s", path.display(), LOOK_WAIT.as_secs());
+    looking.map_err(|error| format!("{}: {error}", path.display()))?;
+    timeout(LOOK_WAIT, told).await.map_err(|_| silent())?.map_err(|_| silent())
+}
+
+impl Looked {
+    /// The cluster they are of; `ClusterId(0)` is "none yet".
+    pub(super) fn cluster(&self) -> ClusterId {
+        let clusters = self.found.iter().map(|(_, hold)| hold.cluster());
+        clusters.into_iter().find(|cluster| *cluster != ClusterId(0)).unwrap_or(ClusterId(0))
+    }
+
+    /// Shards they have or will have.
+    pub(super) fn shards(&self) -> Result<u16, ConfigError> {
+        let shards = self.found.iter().map(|(_, hold)| u32::from(hold.shards())).sum::<u32>();
+        u16::try_from(shards).ok().filter(|shards| *shards <= SHARDS_MAX).ok_or_else(|| ConfigError::Bad {
+            name: "device",
+            value: format!("{} devices with {shards} shards", self.found.len()),
+            reason: format!("a node has at most {SHARDS_MAX} shards on all its devices together"),
+        })
+    }
+
+    /// Makes each of them this node's, and counts this boot on it (I9). From here on things are written.
+    pub(super) fn take(self, config: &Config, cluster: ClusterId, boot: BootId) -> Result<Devices, StartError> {
+        let alone = config.devices.len() == 1;
+        let (mut list, mut absent, mut first) = (Vec::<Device>::new(), self.absent, None);
+        for (path, hold) in self.found {
+            let id = DeviceId((u128::from(seed()) << 64) | u128::from(seed()));
+            match hold.take(config, &path, cluster, id, boot) {
+                Ok(held) if list.iter().any(|device| device.superblock.device == held.superblock.device) => {
+                    let reason = format!("{}: it is a copy of another device of this node", path.display());
+                    tracing::error!(reason, "this device is not served; the others are");
+                    absent.push(shortened(&reason));
+                }
+                Ok(Held { file, superblock, damaged_copies }) => {
+                    let Superblock { device, boot, geometry, .. } = &superblock;
+                    tracing::info!(node = %config.id, %cluster, %device, %boot, shards = geometry.shards,
+                        "the device is this node's");
+                    list.push(Device { path, file, superblock, damaged_copies, capacity: 0, out: false });
+                }
+                Err(error) if alone || is_mistake(&error) => return Err(error.into()),
+                Err(error) => {
+                    tracing::error!(%error, "this device cannot be used; the others are served");
+                    absent.push(shortened(&error.to_string()));
+                    first = first.or(Some(error));
+                }
+            }
+        }
+        match first {
+            Some(error) if list.is_empty() => Err(error.into()),
+            _ => Ok(Devices { list, absent, alone }),
+        }
+    }
+}
+
+/// A device that is this node's.
+pub(super) struct Device {
+    path: PathBuf,
+    pub(super) file: DeviceFile,
+    pub(super) superblock: Superblock,
+    damaged_copies: u64,
+    capacity: u64,
+    /// Not served.
+    out: bool,
+}
+
+/// The devices of a node that could be taken.
+pub(super) struct Devices {
+    pub(super) list: Vec<Device>,
+    /// Those that could not, in words.
+    absent: Vec<String>,
+    /// Only one was ever asked for.
+    alone: bool,
+}
+
+impl Devices {
+    /// Which shard is on which of them.
+    pub(super) fn routes(&self) -> Routes {
+        Routes::new(self.list.iter().map(|device| device.superblock.geometry.shards), self.absent.is_empty())
+    }
+
+    /// Shards of all of them.
+    pub(super) fn shards(&self) -> u16 {
+        self.list.iter().map(|device| device.superblock.geometry.shards).sum()
+    }
+
+    /// The highest revision of the authority any of them remembers (I11).
+    pub(super) fn revision(&self) -> Revision {
+        self.list.iter().map(|device| device.superblock.revision).max().unwrap_or(Revision(0))
+    }
+
+    /// Copies of superblocks found damaged.
+    pub(super) fn damaged_copies(&self) -> u64 {
+        self.list.iter().map(|device| device.damaged_copies).sum()
+    }
+
+    /// Those that are served.
+    pub(super) fn served(&self) -> impl Iterator<Item = &Device> {
+        self.list.iter().filter(|device| !device.out)
+    }
+
+    /// What is told of them to the authority.
+    pub(super) fn registered(&self) -> (Vec<DeviceOpened>, Vec<String>) {
+        let opened = |device: &Device| DeviceOpened {
+            device: device.superblock.device,
+            boot: device.superblock.boot,
+            openings: Box::new(device.superblock.openings),
+            capacity: device.capacity,
+        };
+        (self.served().map(opened).collect(), self.absent.clone())
+    }
+
+    /// Waits until the stores of every device are open.
+    pub(super) async fn open(
+        &mut self,
+        crew: &mut Crew,
+        routes: &Arc<Routes>,
+        boxes: &[ShardBox],
+    ) -> Result<(), StartError> {
+        for at in 0..self.list.len() {
+            let shards = routes.shards_of(at);
+            let opened = if self.alone {
+                crew.ready(shards).await?
+            } else {
+                let reason = match timeout(OPEN_WAIT, crew.ready(shards)).await {
+                    Ok(Ok(opened)) => match routes.change(|lodging| lodging.found(at, &opened.segments)) {
+                        Ok(()) => {
+                            self.list[at].capacity = opened.capacity;
+                            continue;
+                        }
+                        Err(segment) => format!("segment {segment} is on it and on another device of this node"),
+                    },
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => format!("it was not open after {} s", OPEN_WAIT.as_secs()),
+                };
+                self.take_out(at, &reason, routes, boxes).await?;
+                continue;
+            };
+            self.list[at].capacity = opened.capacity;
+        }
+        Ok(())
+    }
+
+    /// A device is not served from now on. `Err`: it was the last.
+    async fn take_out(
+        &mut self,
+        at: usize,
+        reason: &str,
+        routes: &Routes,
+        boxes: &[ShardBox],
+    ) -> Result<(), StartError> {
+        let device = &mut self.list[at];
+        let what = format!("{}: {reason}", device.path.display());
+        tracing::error!(device = %device.superblock.device, "{what}; the other devices are served");
+        device.out = true;
+        self.absent.push(shortened(&what));
+        routes.change(|lodging| lodging.take_out(at));
+        for shard in routes.shards_of(at) {
+            // One that does not answer hears it when it does.
+            let _ = boxes[shard].work.try_send(Mail::Retire);
+        }
+        if self.served().next().is_none() {
+            return Err(StartError::Shard {
+                shard: u16::try_from(routes.shards_of(at).start).unwrap_or(0),
+                reason: what,
+            });
+        }
+        Ok(())
+    }
+
+    /// Does what the authority says of each: what it does not trust is not trusted here, durably, before that device's boot
+    /// counter goes up (I9); what it refuses is not served.
+    pub(super) async fn heed(
+        &mut self,
+        judged: &[DeviceJudged],
+        id: BootId,
+        routes: &Routes,
+        boxes: &[ShardBox],
+    ) -> Result<(), StartError> {
+        for DeviceJudged { device, judgement } in judged {
+            let Some(at) = self.list.iter().position(|one| one.superblock.device == *device && !one.out) else {
+                continue;
+            };
+            let reason = match judgement {
+                Judgement::Sound { .. } => continue,
+                Judgement::Refused(reason) => reason.clone(),
+                Judgement::Distrusted { boot } => {
+                    let shards = &boxes[routes.shards_of(at)];
+                    let waited = timeout(duration(STOP_WAIT) * 4, distrust(shards));
+                    let distrusted = if self.alone { distrust(shards).await } else { waited.await.unwrap_or(false) };
+                    let one = &mut self.list[at];
+                    one.superblock.taken_in(id, *boot);
+                    let (mut file, superblock) = (one.file.clone(), one.superblock);
+                    match distrusted.then(|| store::rewrite(&mut file, &superblock)) {
+                        Some(Ok(())) => continue,
+                        Some(Err(error)) if self.alone => return Err(StartError::Runtime(error)),
+                        Some(Err(error)) => error.to_string(),
+                        None => "could not write that its replicas are stale".to_owned(),
+                    }
+                }
+            };
+            self.take_out(at, &reason, routes, boxes).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Has every shard of a device take what it found for damaged (I9).
+async fn distrust(boxes: &[ShardBox]) -> bool {
+    for to in boxes {
+        let (done, is_done) = oneshot::channel();
+        let sent = to.work.send(Mail::Distrust(done)).await.is_ok();
+        if !sent || is_done.await.is_err() {
+            return false;
+        }
+    }
+    true
+}
