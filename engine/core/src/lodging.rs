@@ -44,17 +44,19 @@ struct Room {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lodging {
     devices: Vec<Room>,
-    /// Whether every device the node should have is in service.
-    whole: bool,
+    /// Every device that was asked for is there.
+    present: bool,
+    /// And the authority knows of no other one.
+    complete: bool,
     places: BTreeMap<SegmentId, Place>,
 }
 
 impl Lodging {
-    /// Nothing is known of any device yet; `whole`: none that should be here is missing.
+    /// Nothing is known of any device yet; `present`: none that was asked for is missing.
     #[must_use]
-    pub fn new(devices: usize, whole: bool) -> Self {
+    pub fn new(devices: usize, present: bool) -> Self {
         let room = Room { free: u64::MAX, ..Room::default() };
-        Self { devices: alloc::vec![room; devices], whole, places: BTreeMap::new() }
+        Self { devices: alloc::vec![room; devices], present, complete: false, places: BTreeMap::new() }
     }
 
     /// The device a segment lies on, or is to lie on.
@@ -65,8 +67,14 @@ impl Lodging {
 
     /// Whether what is not found here is known to be nowhere on this node.
     #[must_use]
-    pub const fn is_whole(&self) -> bool {
-        self.whole
+    pub fn is_whole(&self) -> bool {
+        self.present && self.complete && self.devices.iter().all(|room| !room.out)
+    }
+
+    /// The authority says whether the devices it was told of are all of this node's that still count. Until it does, one may be
+    /// missing that nobody here knows of.
+    pub const fn heard(&mut self, complete: bool) {
+        self.complete = complete;
     }
 
     /// Whether nothing on this device is served.
@@ -132,7 +140,6 @@ impl Lodging {
     /// Nothing on this device is served from now on.
     pub fn take_out(&mut self, device: usize) {
         self.devices[device].out = true;
-        self.whole = false;
         self.places.retain(|_, place| place.device() != device);
     }
 
@@ -155,6 +162,7 @@ mod tests {
 
     fn two(first: u64, second: u64) -> Lodging {
         let mut lodging = Lodging::new(2, true);
+        lodging.heard(true);
         lodging.note(0, first, false);
         lodging.note(1, second, false);
         lodging
@@ -180,6 +188,19 @@ mod tests {
         lodging.note(0, 1000, false);
         assert!(lodging.begins(segment(1), 1));
         assert_eq!(lodging.choose(segment(1), 50), 1, "held by now");
+    }
+
+    #[test]
+    fn nobody_knows_that_all_devices_are_there_before_the_authority_says_so() {
+        let mut lodging = Lodging::new(1, true);
+        assert!(!lodging.is_whole(), "one may have been left out of the configuration");
+        lodging.heard(true);
+        assert!(lodging.is_whole());
+        lodging.heard(false);
+        assert!(!lodging.is_whole());
+        let mut lodging = Lodging::new(1, false);
+        lodging.heard(true);
+        assert!(!lodging.is_whole(), "one could not be opened");
     }
 
     #[test]

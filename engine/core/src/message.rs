@@ -499,6 +499,8 @@ pub enum FromAuthority {
         revision: Revision,
         /// Each device the node came with; at least one of them may be served.
         devices: Vec<DeviceJudged>,
+        /// They are all devices of the node that still count: what is on none of them is nowhere on it (I11).
+        complete: bool,
     },
     /// What the authority's revision is by now: to be remembered durably (I11).
     Revision(Revision),

@@ -51,6 +51,8 @@ pub(crate) struct Session {
     pub(crate) addresses: watch::Sender<Addresses>,
     /// Given once: what the authority said when this node was first taken in.
     pub(crate) registered: Option<oneshot::Sender<TakenIn>>,
+    /// Devices that are not served after all, and why: the authority is to take this node without them.
+    pub(crate) left_out: mpsc::Receiver<(DeviceId, String)>,
     /// What is to be remembered of what the authority said.
     pub(crate) told: watch::Sender<Told>,
     /// Copies of the superblock found damaged when the device was opened.
@@ -160,6 +162,10 @@ impl Session {
         loop {
             let said = tokio::select! {
                 said = inbound.next() => Some(said),
+                Some((device, why)) = self.left_out.recv() => {
+                    self.leave_out(device, &Judgement::Refused(why));
+                    return Ended::Broken(WireError::Unwelcome(format!("registering again, without device {device}")));
+                }
                 count = self.outgoing.recv_many(&mut taken, TURN_MAX), if open => {
                     open = count > 0;
                     None
@@ -179,10 +185,11 @@ impl Session {
             taken.clear();
             let Some(said) = said else { continue };
             match said {
-                Ok(Message::FromAuthority(FromAuthority::Registered { settings, revision, devices })) => {
+                Ok(Message::FromAuthority(FromAuthority::Registered { settings, revision, devices, complete })) => {
                     tracing::info!(authority = %self.authority, %revision, ?devices, "registered with the authority");
                     backoff.reset();
                     self.on_revision(revision);
+                    self.pilot.routes().heard(complete);
                     if !self.on_taken_in(TakenIn { grace: settings.grace, devices }) {
                         return Ended::RolledBack;
                     }

@@ -4,7 +4,8 @@
 //! with one of several is noted, told to the authority and logged; the others serve. Nothing is decided here about what
 //! was on it: the authority knows that device, and a person says whether it comes back.
 
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use engine_core::ids::{BootId, ClusterId, DeviceId, Revision};
 use engine_core::limits::{SHARDS_MAX, STOP_WAIT, TEXT_BYTES_MAX};
 use engine_core::message::{DeviceJudged, DeviceOpened, Judgement};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::clock::{duration, seed};
 use super::config::{Config, ConfigError};
@@ -50,9 +51,13 @@ pub(super) async fn look(config: &Config) -> Result<Looked, StartError> {
     if let [path] = config.devices.as_slice() {
         return Ok(Looked { found: vec![(path.clone(), hold::look(config, path)?)], absent: Vec::new() });
     }
+    name_each_once(&config.devices)?;
     let (mut found, mut absent, mut first) = (Vec::new(), Vec::new(), None);
-    for path in &config.devices {
-        match look_apart(config, path.clone()).await {
+    // All at once: one that answers nothing takes its time beside the others.
+    let looking: Vec<_> = config.devices.iter().map(|path| (path, look_apart(config, path))).collect();
+    let until = Instant::now() + LOOK_WAIT;
+    for (path, told) in looking {
+        match wait_look(path, told, until).await {
             Ok(Ok(hold)) => found.push((path.clone(), hold)),
             Ok(Err(error)) if is_mistake(&error) => return Err(error.into()),
             Ok(Err(error)) => {
@@ -68,21 +73,67 @@ pub(super) async fn look(config: &Config) -> Result<Looked, StartError> {
     }
     match first {
         Some(error) if found.is_empty() => Err(error.into()),
-        _ => Ok(Looked { found, absent }),
+        _ => {
+            find_images(&found)?;
+            Ok(Looked { found, absent })
+        }
     }
 }
 
+fn twice(one: &Path, other: &Path, reason: &str) -> StartError {
+    let value = format!("{} and {}", one.display(), other.display());
+    ConfigError::Bad { name: "device", value, reason: format!("{reason}; nothing was written") }.into()
+}
+
+/// Two names of one file are a mistake; which of them counts nobody could say.
+fn name_each_once(paths: &[PathBuf]) -> Result<(), StartError> {
+    let mut seen: Vec<((u64, u64), &Path)> = Vec::new();
+    for path in paths {
+        let Ok(found) = std::fs::metadata(path) else { continue };
+        let id = if found.file_type().is_block_device() { (0, found.rdev()) } else { (found.dev(), found.ino()) };
+        if let Some((_, other)) = seen.iter().find(|(seen, _)| *seen == id) {
+            return Err(twice(other, path, "they are the same device"));
+        }
+        seen.push((id, path));
+    }
+    Ok(())
+}
+
+/// A copy of a device beside the device itself: to open both would make the older of them look as if it had lived on (I9).
+fn find_images(found: &[(PathBuf, Hold)]) -> Result<(), StartError> {
+    let mut seen: Vec<(DeviceId, &Path)> = Vec::new();
+    for (path, hold) in found {
+        let Hold::Ours(_, superblock) = hold else { continue };
+        if let Some((device, other)) = seen.iter().find(|(device, _)| *device == superblock.device) {
+            return Err(twice(
+                other,
+                path,
+                &format!("one is a copy of the other, both are device {device}: leave one away"),
+            ));
+        }
+        seen.push((superblock.device, path));
+    }
+    Ok(())
+}
+
+/// What a look will give; `Err`: it could not begin.
+type Look = std::io::Result<oneshot::Receiver<Result<Hold, HoldError>>>;
+
 /// On a thread of its own: a device that answers nothing holds nobody up.
-async fn look_apart(config: &Config, path: PathBuf) -> Result<Result<Hold, HoldError>, String> {
+fn look_apart(config: &Config, path: &Path) -> Look {
     let (tell, told) = oneshot::channel();
-    let (config, looked_at) = (config.clone(), path.clone());
-    let looking = std::thread::Builder::new().name("look".into()).spawn(move || {
+    let (config, path) = (config.clone(), path.to_owned());
+    std::thread::Builder::new().name("look".into()).spawn(move || {
         // Whoever asked may have lost patience.
-        let _ = tell.send(hold::look(&config, &looked_at));
-    });
+        let _ = tell.send(hold::look(&config, &path));
+    })?;
+    Ok(told)
+}
+
+async fn wait_look(path: &Path, told: Look, until: Instant) -> Result<Result<Hold, HoldError>, String> {
     let silent = || format!("{}: it did not answer in {} s", path.display(), LOOK_WAIT.as_secs());
-    looking.map_err(|error| format!("{}: {error}", path.display()))?;
-    timeout(LOOK_WAIT, told).await.map_err(|_| silent())?.map_err(|_| silent())
+    let told = told.map_err(|error| format!("{}: {error}", path.display()))?;
+    timeout_at(until, told).await.map_err(|_| silent())?.map_err(|_| silent())
 }
 
 impl Looked {
@@ -109,11 +160,6 @@ impl Looked {
         for (path, hold) in self.found {
             let id = DeviceId((u128::from(seed()) << 64) | u128::from(seed()));
             match hold.take(config, &path, cluster, id, boot) {
-                Ok(held) if list.iter().any(|device| device.superblock.device == held.superblock.device) => {
-                    let reason = format!("{}: it is a copy of another device of this node", path.display());
-                    tracing::error!(reason, "this device is not served; the others are");
-                    absent.push(shortened(&reason));
-                }
                 Ok(Held { file, superblock, damaged_copies }) => {
                     let Superblock { device, boot, geometry, .. } = &superblock;
                     tracing::info!(node = %config.id, %cluster, %device, %boot, shards = geometry.shards,
@@ -201,24 +247,21 @@ impl Devices {
     ) -> Result<(), StartError> {
         for at in 0..self.list.len() {
             let shards = routes.shards_of(at);
-            let opened = if self.alone {
-                crew.ready(shards).await?
-            } else {
-                let reason = match timeout(OPEN_WAIT, crew.ready(shards)).await {
-                    Ok(Ok(opened)) => match routes.change(|lodging| lodging.found(at, &opened.segments)) {
-                        Ok(()) => {
-                            self.list[at].capacity = opened.capacity;
-                            continue;
-                        }
-                        Err(segment) => format!("segment {segment} is on it and on another device of this node"),
-                    },
-                    Ok(Err(error)) => error.to_string(),
-                    Err(_) => format!("it was not open after {} s", OPEN_WAIT.as_secs()),
-                };
-                self.take_out(at, &reason, routes, boxes).await?;
-                continue;
+            let opened =
+                if self.alone { Ok(crew.ready(shards).await) } else { timeout(OPEN_WAIT, crew.ready(shards)).await };
+            let reason = match opened {
+                Ok(Ok(opened)) => match routes.change(|lodging| lodging.found(at, &opened.segments)) {
+                    Ok(()) => {
+                        self.list[at].capacity = opened.capacity;
+                        continue;
+                    }
+                    Err(segment) => format!("segment {segment} is on it and on another device of this node"),
+                },
+                Ok(Err(error)) if self.alone => return Err(error),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("it was not open after {} s", OPEN_WAIT.as_secs()),
             };
-            self.list[at].capacity = opened.capacity;
+            self.take_out(at, &reason, routes, boxes).await?;
         }
         Ok(())
     }
@@ -251,14 +294,16 @@ impl Devices {
     }
 
     /// Does what the authority says of each: what it does not trust is not trusted here, durably, before that device's boot
-    /// counter goes up (I9); what it refuses is not served.
+    /// counter goes up (I9); what it refuses is not served. Gives those on which that could not be written: the authority takes
+    /// them for present still.
     pub(super) async fn heed(
         &mut self,
         judged: &[DeviceJudged],
         id: BootId,
         routes: &Routes,
         boxes: &[ShardBox],
-    ) -> Result<(), StartError> {
+    ) -> Result<Vec<(DeviceId, String)>, StartError> {
+        let mut unwritten = Vec::new();
         for DeviceJudged { device, judgement } in judged {
             let Some(at) = self.list.iter().position(|one| one.superblock.device == *device && !one.out) else {
                 continue;
@@ -273,17 +318,19 @@ impl Devices {
                     let one = &mut self.list[at];
                     one.superblock.taken_in(id, *boot);
                     let (mut file, superblock) = (one.file.clone(), one.superblock);
-                    match distrusted.then(|| store::rewrite(&mut file, &superblock)) {
+                    let reason = match distrusted.then(|| store::rewrite(&mut file, &superblock)) {
                         Some(Ok(())) => continue,
                         Some(Err(error)) if self.alone => return Err(StartError::Runtime(error)),
                         Some(Err(error)) => error.to_string(),
                         None => "could not write that its replicas are stale".to_owned(),
-                    }
+                    };
+                    unwritten.push((*device, reason.clone()));
+                    reason
                 }
             };
             self.take_out(at, &reason, routes, boxes).await?;
         }
-        Ok(())
+        Ok(unwritten)
     }
 }
 

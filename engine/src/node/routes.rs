@@ -1,13 +1,13 @@
 //! Which shard a segment's messages go to: first the device it lies on, as `engine_core::lodging` says, then that
 //! device's shard by the segment's id.
 //!
-//! A node of one device asks nobody: its shard follows from the id. With several, every thread remembers what it has
+//! A node of one device, once the authority has said that there is no other, asks nobody: its shard follows from the id. With several, every thread remembers what it has
 //! asked until something changes, so that no lock is on the path of a write.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine_core::ids::SegmentId;
@@ -18,16 +18,16 @@ use engine_core::lodging::Lodging;
 pub(crate) struct Routes {
     /// Shards of each device.
     devices: Vec<Range<u16>>,
-    /// There is one, and none that should be here is missing.
-    single: bool,
+    /// There is one, and none that should be here is missing: a segment is there, or nowhere on this node.
+    single: AtomicBool,
     lodging: Mutex<Lodging>,
     /// Goes up with every change of a place.
     version: AtomicU64,
 }
 
 impl Routes {
-    /// Devices with so many shards each; `whole`: none that should be here is missing.
-    pub(crate) fn new(shards: impl IntoIterator<Item = u16>, whole: bool) -> Self {
+    /// Devices with so many shards each; `present`: none that was asked for is missing.
+    pub(crate) fn new(shards: impl IntoIterator<Item = u16>, present: bool) -> Self {
         let mut next = 0;
         let devices: Vec<Range<u16>> = shards
             .into_iter()
@@ -37,9 +37,21 @@ impl Routes {
                 first..next
             })
             .collect();
-        let lodging = Mutex::new(Lodging::new(devices.len(), whole));
-        let single = devices.len() == 1 && whole;
-        Self { devices, single, lodging, version: AtomicU64::new(1) }
+        let lodging = Mutex::new(Lodging::new(devices.len(), present));
+        Self { devices, single: AtomicBool::new(false), lodging, version: AtomicU64::new(1) }
+    }
+
+    /// The authority says whether these are all devices of the node that still count.
+    pub(crate) fn heard(&self, complete: bool) {
+        let whole = self.change(|lodging| {
+            lodging.heard(complete);
+            lodging.is_whole()
+        });
+        self.single.store(self.devices.len() == 1 && whole, Ordering::Release);
+    }
+
+    fn is_single(&self) -> bool {
+        self.single.load(Ordering::Acquire)
     }
 
     /// The device that has this shard.
@@ -78,20 +90,17 @@ impl Routes {
 
     /// Where a replica of `extents` is to begin.
     pub(crate) fn choose(&self, segment: SegmentId, extents: u32) -> u16 {
-        let device = if self.single { 0 } else { self.change(|lodging| lodging.choose(segment, extents.into())) };
-        self.shard_on(device, segment)
+        self.shard_on(self.change(|lodging| lodging.choose(segment, extents.into())), segment)
     }
 
     /// A replica begins on this device; `false`: it must not.
     pub(crate) fn begins(&self, segment: SegmentId, device: usize) -> bool {
-        self.single || self.change(|lodging| lodging.begins(segment, device))
+        self.change(|lodging| lodging.begins(segment, device))
     }
 
     /// The replica on this device has ended.
     pub(crate) fn ended(&self, segment: SegmentId, device: usize) {
-        if !self.single {
-            self.change(|lodging| lodging.ended(segment, device));
-        }
+        self.change(|lodging| lodging.ended(segment, device));
     }
 }
 
@@ -141,7 +150,7 @@ impl Pilot {
     /// Where messages about this segment go.
     pub(crate) fn way(&self, segment: SegmentId) -> Way {
         let routes = &*self.routes;
-        if routes.single {
+        if routes.is_single() {
             return Way::There(routes.shard_on(0, segment));
         }
         let mut known = self.known.borrow_mut();
@@ -180,6 +189,8 @@ mod tests {
     #[test]
     fn one_device_is_asked_nothing() {
         let pilot = Pilot::new(Arc::new(Routes::new([4], true)));
+        assert!(matches!(pilot.way(segment(1)), Way::NotKnown(_)), "another one may be missing");
+        pilot.routes().heard(true);
         for index in 0..64 {
             assert_eq!(pilot.way(segment(index)), Way::There(segment(index).shard(4)));
         }
@@ -188,6 +199,7 @@ mod tests {
     #[test]
     fn a_thread_hears_of_every_change() {
         let routes = Arc::new(Routes::new([2, 3], true));
+        routes.heard(true);
         let pilot = Pilot::new(Arc::clone(&routes));
         assert!(matches!(pilot.way(segment(1)), Way::Nowhere(_)));
         assert!(routes.begins(segment(1), 1));

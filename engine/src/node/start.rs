@@ -8,9 +8,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use engine_core::ids::{BootId, ClusterId, Revision};
+use engine_core::ids::{BootId, ClusterId, DeviceId, Revision};
 use engine_core::limits::{
-    GRACE_DEFAULT, INBOX_MAX, OUTBOX_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, STOP_WAIT, STRANGERS_MAX,
+    DEVICES_MAX, GRACE_DEFAULT, INBOX_MAX, OUTBOX_MAX, REDIAL_MAX, REDIAL_MIN, REGISTER_WAIT, STOP_WAIT, STRANGERS_MAX,
 };
 use engine_core::message::{NodeAddress, Registration};
 use engine_core::remirror::backoff::Backoff;
@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use super::authority::{self, RefusedByAuthority, Session, TakenIn, Told};
 use super::clock::{duration, seed};
 use super::config::{Config, ConfigError};
-use super::devices::{self, Devices};
+use super::devices::{self, Devices, Looked};
 use super::hold::HoldError;
 use super::listen::{self, Doors};
 use super::mail::{Mail, ShardBox, shard_box};
@@ -84,10 +84,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let primary = bind("primary_addr", config.primary)?;
     let replication = bind("replication_addr", config.replication)?;
     let boot = BootId(random_u128());
-    let looked = devices::look(&config).await?;
-    let local = Local { cluster: looked.cluster(), node: Some(config.id), boot, shards: looked.shards()? };
-    let cluster = tokio::select! {
-        cluster = find_cluster(&config.authority, &local) => cluster?,
+    let (looked, local, cluster) = tokio::select! {
+        found = look_around(&config, boot) => found?,
         () = &mut stop => return Ok(()),
     };
     let mut devices = looked.take(&config, cluster, boot)?;
@@ -113,6 +111,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     thread::set_memory_aside(devices.served().map(|device| device.superblock.geometry));
 
     let (registered, has_registered) = oneshot::channel();
+    let (leave_out, left_out) = mpsc::channel(DEVICES_MAX);
     let session = Session {
         authority: config.authority.clone(),
         local,
@@ -123,13 +122,14 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         outgoing,
         addresses,
         registered: Some(registered),
+        left_out,
         told,
         damaged_copies: devices.damaged_copies(),
     };
     let mut session = std::pin::pin!(session.run());
     let grace = tokio::select! {
         refused = &mut session => return Err(refuse(&refused)),
-        grace = find_trust(has_registered, &boxes, &routes, &mut devices, boot) => grace?,
+        grace = find_trust(has_registered, &boxes, &routes, &mut devices, boot, &leave_out) => grace?,
         () = &mut stop => return finish(&boxes, &mut crew).await,
         ended = crew.ended() => return Err(ended),
     };
@@ -146,6 +146,14 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     }
     close(listeners).await;
     finish(&boxes, &mut crew).await
+}
+
+/// What the devices are, and which cluster this is. Nothing is written.
+async fn look_around(config: &Config, boot: BootId) -> Result<(Looked, Local, ClusterId), StartError> {
+    let looked = devices::look(config).await?;
+    let local = Local { cluster: looked.cluster(), node: Some(config.id), boot, shards: looked.shards()? };
+    let cluster = find_cluster(&config.authority, &local).await?;
+    Ok((looked, local, cluster))
 }
 
 /// Lets the machines go to work.
@@ -189,12 +197,16 @@ async fn find_trust(
     routes: &Routes,
     devices: &mut Devices,
     id: BootId,
+    leave_out: &mpsc::Sender<(DeviceId, String)>,
 ) -> Result<Span, StartError> {
     let Ok(Ok(taken)) = timeout(duration(REGISTER_WAIT), has_registered).await else {
         tracing::warn!("the authority has not answered; the replicas here go to work without it");
         return Ok(GRACE_DEFAULT);
     };
-    devices.heed(&taken.devices, id, routes, boxes).await?;
+    for unwritten in devices.heed(&taken.devices, id, routes, boxes).await? {
+        // There is room for each of them; the session outlives this.
+        let _ = leave_out.try_send(unwritten);
+    }
     Ok(taken.grace)
 }
 

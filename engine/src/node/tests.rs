@@ -122,7 +122,7 @@ impl Authority {
                         judgement: Judgement::Sound { boot: opened.boot },
                     };
                     let devices = registration.devices.iter().map(sound).collect();
-                    say(FromAuthority::Registered { settings, revision: Revision(1), devices });
+                    say(FromAuthority::Registered { settings, revision: Revision(1), devices, complete: true });
                     say(FromAuthority::Nodes(vec![registration.address.clone()]));
                     let _ = registered.send((registration, outbox.clone()));
                 }
@@ -369,6 +369,31 @@ async fn every_unfit_device_is_refused_untouched() {
         std::fs::write(&foreign, vec![7; 192 << 20]).unwrap();
         let refused = start(Config { devices: vec![foreign], ..base.clone() }).refused().await;
         assert_eq!(refused.exit_code(), 4, "{refused}");
+    };
+    LocalSet::new().run_until(story).await;
+}
+
+/// I9: to open both would make an older copy of a device look as if it had lived on.
+#[tokio::test]
+async fn a_device_is_not_opened_beside_its_copy_nor_twice() {
+    let story = async {
+        let dir = scratch();
+        let (device, copy, link) = (dir.path().join("device"), dir.path().join("copy"), dir.path().join("link"));
+        let mut authority = Authority::begin().await;
+        let base = config(device.clone(), authority.address.clone());
+        let node = start(base.clone());
+        authority.registered().await;
+        node.end().await.unwrap();
+        std::fs::copy(&device, &copy).unwrap();
+        std::os::unix::fs::symlink(&device, &link).unwrap();
+        let before = std::fs::read(&device).unwrap();
+        for (other, why) in [(&copy, "one is a copy of the other"), (&link, "they are the same device")] {
+            let error = start(Config { devices: vec![device.clone(), other.clone()], ..base.clone() }).refused().await;
+            assert_eq!(error.exit_code(), 2, "{error}");
+            assert!(error.to_string().contains(why), "{error}");
+            assert!(before == std::fs::read(&device).unwrap(), "something was written");
+            assert!(before == std::fs::read(other).unwrap(), "something was written to the other");
+        }
     };
     LocalSet::new().run_until(story).await;
 }

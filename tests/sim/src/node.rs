@@ -209,7 +209,7 @@ impl Process {
             }
             Heard::Client { client, request } => quay.client_asks(now, client, request),
             Heard::ClientGone(client) => quay.client_gone(now, client),
-            Heard::Authority(FromAuthority::Registered { settings, revision, devices }) => {
+            Heard::Authority(FromAuthority::Registered { settings, revision, devices, complete: _ }) => {
                 let (trusted, boot) = judged(&devices);
                 assert!(trusted || !quay.is_serving(), "it trusted its disk before it was told not to");
                 remember(&mut self.superblock, &mut self.disk, revision, trusted.then_some(self.id));

@@ -124,8 +124,9 @@ impl Authority {
         let mut plan = Plan::default();
         for (segment, held) in self.books.segments() {
             let config = &held.config;
-            // What the node does not have at work was on the device that is missing.
-            let kept = one_of_several && !self.is_without(node, *segment);
+            // What the node does not have at work was on the device that is missing; a copy being made began since it listed
+            // them, or ends by itself.
+            let kept = one_of_several && (!self.is_without(node, *segment) || config.is_candidate(node));
             if kept || !config.holders().any(|holder| holder == node) {
                 continue;
             }

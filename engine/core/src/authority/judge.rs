@@ -154,6 +154,11 @@ impl Authority {
         let in_use = record.devices.iter().filter(|known| !known.lost).count();
         match in_use {
             0 => Judgement::Sound { boot: opened.boot },
+            // I11: what is not in the record may be newer than it. To say that nothing on it counts would be for ever.
+            _ if self.stands_still() => Judgement::Refused(format!(
+                "the authority does not know this device of {node}, nor yet whether what it remembers is the newest there is: \
+                 start noded on {node} again when `nodectl status` says that changes go on"
+            )),
             _ if in_use >= DEVICES_MAX => Judgement::Refused(format!("{node} has {DEVICES_MAX} devices already")),
             // It joins those there are, as a blank one.
             _ => Judgement::Distrusted { boot: opened.boot },

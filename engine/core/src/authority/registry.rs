@@ -145,6 +145,11 @@ impl Authority {
     ) {
         let node = registration.address.node;
         let welcome = self.may_register(now, registration);
+        // Before anything is said of its devices: an older record may know less of them than they do (I11).
+        let is_newer = registration.revision > self.books.cluster().revision && !breaks(Invariant::I11);
+        if welcome.is_ok() && is_newer {
+            self.on_newer_revision(now, node, registration.revision, effects);
+        }
         let judged = match welcome.and_then(|()| self.judge_devices(now, boot, registration, effects)) {
             Ok(judged) => judged,
             Err(reason) => {
@@ -153,9 +158,6 @@ impl Authority {
                 return;
             }
         };
-        if registration.revision > self.books.cluster().revision && !breaks(Invariant::I11) {
-            self.on_newer_revision(now, node, registration.revision, effects);
-        }
         let seen = registration.revision;
         let known = self.known_as(node).map(|record| record.devices.clone()).unwrap_or_default();
         let record = judge::node_record(&known, boot, registration, &judged, self.frozen().is_some());
@@ -183,8 +185,8 @@ impl Authority {
         if let Some(presence) = self.presence.get_mut(&node) {
             presence.told = (revision, now);
         }
-        let settings = self.settings.clone();
-        effects.send(node, FromAuthority::Registered { settings, revision, devices: judged });
+        let (settings, complete) = (self.settings.clone(), !self.misses_device(node));
+        effects.send(node, FromAuthority::Registered { settings, revision, devices: judged, complete });
         if changed {
             self.tell_addresses(effects);
         } else {

@@ -22,7 +22,17 @@ impl Authority {
         self.say_release(node, segment, life, effects);
     }
 
+    /// Whether the node's word that it has no copy of this segment counts: not while one of its devices is missing, unless
+    /// it has said that the copy is on one that is there (I11, I12).
+    fn can_tell(&self, node: NodeId, segment: SegmentId) -> bool {
+        let named = || self.presence.get(&node).is_some_and(|presence| presence.facts.contains_key(&segment));
+        !self.misses_device(node) || named()
+    }
+
     fn say_release(&mut self, node: NodeId, segment: SegmentId, incarnation: Incarnation, effects: &mut Effects) {
+        if !self.can_tell(node, segment) {
+            return;
+        }
         let Some(presence) = self.presence.get_mut(&node).filter(|presence| presence.session.is_some()) else { return };
         if presence.releasing.len() < RELEASES_INFLIGHT && presence.releasing.insert((segment, incarnation)) {
             effects.send(node, FromAuthority::Release { segment, incarnation });
@@ -34,8 +44,9 @@ impl Authority {
         let Some(presence) = self.presence.get_mut(&node) else { return };
         presence.released_at = now;
         let room = RELEASES_INFLIGHT - presence.releasing.len();
-        let next: alloc::vec::Vec<_> =
-            self.books.releases_of(node).filter(|release| !presence.releasing.contains(release)).take(room).collect();
+        let presence = &self.presence[&node];
+        let due = self.books.releases_of(node).filter(|release| !presence.releasing.contains(release));
+        let next: alloc::vec::Vec<_> = due.filter(|(segment, _)| self.can_tell(node, *segment)).take(room).collect();
         for (segment, life) in next {
             self.say_release(node, segment, life, effects);
         }
@@ -65,9 +76,13 @@ impl Authority {
         life: Incarnation,
         effects: &mut Effects,
     ) {
+        let can_tell = self.can_tell(node, segment);
         if let Some(presence) = self.presence.get_mut(&node) {
             presence.releasing.remove(&(segment, life));
             presence.facts.remove(&segment);
+        }
+        if !can_tell {
+            return;
         }
         if self.stands_still() || !self.books.releases().contains_key(&(node, segment, life)) {
             return;

@@ -171,6 +171,85 @@ fn a_missing_device_is_waited_for_and_let_go_of_alone() {
     assert_eq!(names(&w.judged(9)), [(91, "sound"), (92, "refused"), (93, "distrusted")]);
 }
 
+fn complete(w: &mut World, node: u16) -> bool {
+    let said = w.heard(NodeId(node)).into_iter().rev().find_map(|message| match message {
+        FromAuthority::Registered { complete, .. } => Some(complete),
+        _ => None,
+    });
+    said.expect("it was taken in")
+}
+
+/// I11, I12: a node that does not know that one of its devices was left out cannot say that nothing of a segment is there.
+#[test]
+fn nobody_confirms_the_end_of_a_copy_that_may_be_on_a_missing_device() {
+    let mut w = World::new(3);
+    w.leave(3);
+    w.pass(engine_core::limits::NODE_SILENCE);
+    w.register(with(9, &[(91, 1), (92, 1)]));
+    assert!(complete(&mut w, 9), "both are there");
+    w.volume("v", 2);
+    let (first, second) = (w.segment(0), w.segment(1));
+    w.leave(9);
+    // Its configuration names one of them only.
+    w.register_as(with(9, &[(91, 2)]), 2);
+    assert!(!complete(&mut w, 9), "it is told that another one counts");
+    w.say(NodeId(9), ToAuthority::Replicas { part: vec![facts(&first, Standing::Member, 3)], last: true });
+    w.sent.clear();
+    called(&mut w, Call::Delete("v".into())).unwrap();
+    w.pass(Span::seconds(6));
+    let asked = |w: &World, config: &engine_core::config::Config| {
+        let of =
+            |said: &FromAuthority| matches!(said, FromAuthority::Release { segment, .. } if *segment == config.segment);
+        w.sent.iter().any(|(to, said)| *to == NodeId(9) && of(said))
+    };
+    assert!(asked(&w, &first) && !asked(&w, &second), "of what it has said it has");
+    w.settle();
+    // It says so all the same.
+    let (segment, incarnation) = (second.segment, second.incarnation);
+    w.say(NodeId(9), ToAuthority::Released { segment, incarnation });
+    w.settle();
+    assert_eq!(w.records_of("release"), 1, "what is on 92 is still to be dropped");
+
+    w.leave(9);
+    w.register_as(with(9, &[(91, 3), (92, 2)]), 3);
+    assert!(complete(&mut w, 9));
+    w.say(NodeId(9), ToAuthority::Replicas { part: vec![facts(&second, Standing::Member, 3)], last: true });
+    w.pass(Span::seconds(6));
+    w.settle();
+    assert_eq!((w.records_of("release"), w.records_of("volume")), (0, 0), "now it is gone");
+}
+
+/// I9, I11: a record from before a device was added does not say that nothing on it counts.
+#[test]
+fn an_older_authority_distrusts_no_device_that_it_does_not_know() {
+    let mut w = World::new(3);
+    w.register(with(9, &[(91, 1)]));
+    w.pass(Span::seconds(3));
+    let older = w.backup();
+    w.leave(9);
+    w.register_as(with(9, &[(91, 2), (92, 1)]), 2);
+    w.volume("v", 1);
+    w.pass(Span::seconds(3));
+    let newest = w.status().revision;
+
+    // It comes first, and knows what the authority does not.
+    w.restore(older.clone());
+    w.register_as(Registration { revision: newest, ..with(9, &[(91, 3), (92, 2)]) }, 3);
+    assert_eq!(names(&w.judged(9)), [(91, "sound"), (92, "sound")], "as it is: whoever accepts the record decides");
+
+    // It had not heard of it: nobody can tell yet, and nothing is said for good.
+    w.restore(older);
+    w.register_as(with(9, &[(91, 4), (92, 3)]), 4);
+    assert_eq!(names(&w.judged(9)), [(91, "sound"), (92, "refused")]);
+    for id in 1..=3 {
+        w.back(crate::world::booted(2, registration(id)));
+    }
+    assert!(w.status().waiting.is_none());
+    w.leave(9);
+    w.register_as(with(9, &[(91, 5), (92, 4)]), 5);
+    assert_eq!(names(&w.judged(9)), [(91, "sound"), (92, "distrusted")], "nobody knows of anything newer");
+}
+
 /// I13: a copy lies on one device; room on two that is enough together is not enough.
 #[test]
 fn a_copy_has_to_fit_one_device() {

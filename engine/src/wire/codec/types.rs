@@ -302,7 +302,7 @@ variants! {
     }
     Decision { 1 = Installed(0: config), 2 = Conflict(0: config), 3 = Denied(0: config, 1: reason), 4 = Unknown(0: segment) }
     FromAuthority {
-        1 = Registered { settings, revision, devices },
+        1 = Registered { settings, revision, devices, complete },
         2 = RegisterRefused(0: reason),
         3 = Nodes(0: nodes),
         4 = Decisions(0: decisions),
