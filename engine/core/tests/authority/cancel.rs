@@ -8,7 +8,7 @@ use engine_core::authority::policy::{BreakerWish, SetBreaker};
 use engine_core::config::Config;
 use engine_core::ids::NodeId;
 use engine_core::limits::{NODE_SILENCE, PARKED_MAX, PERMIT_ASKS_MAX, PERMITS_PER_ZONE, PROPOSALS_MAX};
-use engine_core::message::{FromAuthority, PermitAsk, Proposal, Registration, ToAuthority};
+use engine_core::message::{FromAuthority, PermitAsk, Proposal, ToAuthority};
 use engine_core::time::Span;
 
 use crate::world::{World, registration, wish};
