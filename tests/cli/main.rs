@@ -9,6 +9,7 @@ mod cluster;
 mod local;
 mod shapes;
 mod store;
+mod storm;
 mod usage;
 
 use std::process::{Command, Output};

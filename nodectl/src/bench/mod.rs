@@ -9,6 +9,7 @@ pub(crate) mod io;
 mod machine;
 mod rounds;
 mod store;
+pub(crate) mod storm;
 
 use clap::Subcommand;
 
@@ -26,6 +27,8 @@ pub(crate) enum Bench {
     SideBySide(beside::Args),
     /// The bare disk and the store alone on it, in turns: one shard, no network, no copies.
     Store(store::Args),
+    /// A re-mirroring storm as in April 2011, under that policy and under this one, in virtual time.
+    Storm(storm::Args),
 }
 
 /// Runs one of them.
@@ -35,5 +38,6 @@ pub(crate) fn run(global: &Global, bench: Bench) -> Result<(), Failure> {
         Bench::Failover(args) => failover::run(global, &args),
         Bench::SideBySide(args) => beside::run(global, &args),
         Bench::Store(args) => store::run(global, &args),
+        Bench::Storm(args) => storm::run(global, &args),
     }
 }
