@@ -17,7 +17,7 @@ use super::recover::{Holding, is_trusted};
 use super::registry::Presence;
 use super::{Authority, names};
 use crate::config::Config;
-use crate::ids::{DeviceId, NodeId, SegmentId};
+use crate::ids::{DeviceId, Incarnation, NodeId, SegmentId};
 use crate::limits::EXPLAIN_SEGMENTS_MAX;
 use crate::message::{Decision, FromAuthority};
 use crate::time::Time;
@@ -124,9 +124,8 @@ impl Authority {
         let mut plan = Plan::default();
         for (segment, held) in self.books.segments() {
             let config = &held.config;
-            // What the node does not have at work was on the device that is missing; a copy being made began since it listed
-            // them, or ends by itself.
-            let kept = one_of_several && (!self.is_without(node, *segment) || config.is_candidate(node));
+            // What the node does not have at work, nor has begun since, was on the device that is missing.
+            let kept = one_of_several && !self.is_without(node, *segment);
             if kept || !config.holders().any(|holder| holder == node) {
                 continue;
             }
@@ -155,7 +154,7 @@ impl Authority {
             for segment in segments {
                 self.let_go(now, segment, node, effects);
             }
-            self.forget_releases(node, |presence, segment| !one_of_several || !presence.facts.contains_key(&segment));
+            self.forget_releases(node, |presence, segment, life| !one_of_several || !presence.has(segment, Some(life)));
             effects.log(format!("device {} of {node} is gone for good, as a person said", listed(&gone)));
         }
         Ok(Answer::Consequences(Box::new(Consequences { done: !request.dry_run, does, loses })))
@@ -233,7 +232,7 @@ impl Authority {
         for segment in held {
             self.let_go(now, segment, node, effects);
         }
-        self.forget_releases(node, |_, _| true);
+        self.forget_releases(node, |_, _, _| true);
     }
 
     /// Segments for which nobody else in touch holds every acknowledged write.
@@ -246,9 +245,9 @@ impl Authority {
     }
 
     /// What is gone does not have to be dropped.
-    fn forget_releases(&mut self, node: NodeId, which: impl Fn(&Presence, SegmentId) -> bool) {
+    fn forget_releases(&mut self, node: NodeId, which: impl Fn(&Presence, SegmentId, Incarnation) -> bool) {
         for (segment, life) in self.books.releases_of(node).collect::<Vec<_>>() {
-            if self.presence.get(&node).is_some_and(|presence| !which(presence, segment)) {
+            if self.presence.get(&node).is_some_and(|presence| !which(presence, segment, life)) {
                 continue;
             }
             self.books.set_release(node, segment, life, None);

@@ -394,6 +394,10 @@ impl Authority {
         permit.state = State::Granted;
         permit.renewed = now;
         effects.send(permit.source, FromAuthority::Granted { segment, permit: id, target: node });
+        let life = self.books.segments().get(&segment).map(|record| record.config.incarnation);
+        if let (Some(life), Some(presence)) = (life, self.presence.get_mut(&node)) {
+            presence.begins(segment, life);
+        }
     }
 
     pub(super) fn on_permit_end(&mut self, node: NodeId, segment: SegmentId, id: PermitId, effects: &mut Effects) {

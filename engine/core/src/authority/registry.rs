@@ -46,6 +46,8 @@ pub(super) struct Presence {
     pub(super) released_at: Time,
     /// What it holds, as it said when it registered and since.
     pub(super) facts: BTreeMap<SegmentId, ReplicaReport>,
+    /// Copies it has begun since it registered, because it was asked to: it does not list them.
+    pub(super) begun: BTreeMap<SegmentId, Incarnation>,
     /// Whether it has said all it holds.
     pub(super) listed: bool,
     /// What is to be written down about it once something may be changed again (I11).
@@ -79,6 +81,7 @@ impl Presence {
             releasing: BTreeSet::new(),
             released_at: now,
             facts: BTreeMap::new(),
+            begun: BTreeMap::new(),
             listed: false,
             pending: None,
             seen: Revision(0),
@@ -102,6 +105,20 @@ impl Presence {
             }
         }
         self.absent = registration.absent.iter().take(DEVICES_MAX).cloned().collect();
+    }
+
+    /// It has space for a copy, on a device that is there.
+    pub(super) fn begins(&mut self, segment: SegmentId, life: Incarnation) {
+        if self.begun.len() < SEGMENTS_MAX || self.begun.contains_key(&segment) {
+            self.begun.insert(segment, life);
+        }
+    }
+
+    /// Whether its copy of this segment, of any life or of this one, is known to be on a device that is there.
+    pub(super) fn has(&self, segment: SegmentId, life: Option<Incarnation>) -> bool {
+        let is = |known: Incarnation| life.is_none_or(|life| life == known);
+        self.facts.get(&segment).is_some_and(|facts| is(facts.incarnation))
+            || self.begun.get(&segment).is_some_and(|begun| is(*begun))
     }
 
     /// How long nothing was heard.
@@ -173,6 +190,7 @@ impl Authority {
         presence.known = true;
         presence.releasing.clear();
         presence.facts.clear();
+        presence.begun.clear();
         presence.listed = false;
         presence.seen = seen;
         presence.configs.clear();
@@ -340,10 +358,10 @@ impl Authority {
         facts.map_or_else(|| self.is_without(node, segment), |facts| !is_trusted(facts))
     }
 
-    /// Whether the node has said all that is at work there, and this segment was not among it.
+    /// Whether the node has said all that is at work there, this segment was not among it, and has not begun since.
     pub(super) fn is_without(&self, node: NodeId, segment: SegmentId) -> bool {
         self.presence.get(&node).is_some_and(|presence| {
-            presence.listed && presence.facts.len() < SEGMENTS_MAX && !presence.facts.contains_key(&segment)
+            presence.listed && presence.facts.len() < SEGMENTS_MAX && !presence.has(segment, None)
         })
     }
 

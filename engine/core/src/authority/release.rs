@@ -23,14 +23,14 @@ impl Authority {
     }
 
     /// Whether the node's word that it has no copy of this segment counts: not while one of its devices is missing, unless
-    /// it has said that the copy is on one that is there (I11, I12).
-    fn can_tell(&self, node: NodeId, segment: SegmentId) -> bool {
-        let named = || self.presence.get(&node).is_some_and(|presence| presence.facts.contains_key(&segment));
-        !self.misses_device(node) || named()
+    /// the copy of this life is known to be on one that is there (I11, I12).
+    fn can_tell(&self, node: NodeId, segment: SegmentId, life: Incarnation) -> bool {
+        let is_there = || self.presence.get(&node).is_some_and(|presence| presence.has(segment, Some(life)));
+        !self.misses_device(node) || is_there()
     }
 
     fn say_release(&mut self, node: NodeId, segment: SegmentId, incarnation: Incarnation, effects: &mut Effects) {
-        if !self.can_tell(node, segment) {
+        if !self.can_tell(node, segment, incarnation) {
             return;
         }
         let Some(presence) = self.presence.get_mut(&node).filter(|presence| presence.session.is_some()) else { return };
@@ -46,7 +46,8 @@ impl Authority {
         let room = RELEASES_INFLIGHT - presence.releasing.len();
         let presence = &self.presence[&node];
         let due = self.books.releases_of(node).filter(|release| !presence.releasing.contains(release));
-        let next: alloc::vec::Vec<_> = due.filter(|(segment, _)| self.can_tell(node, *segment)).take(room).collect();
+        let next: alloc::vec::Vec<_> =
+            due.filter(|(segment, life)| self.can_tell(node, *segment, *life)).take(room).collect();
         for (segment, life) in next {
             self.say_release(node, segment, life, effects);
         }
@@ -76,10 +77,11 @@ impl Authority {
         life: Incarnation,
         effects: &mut Effects,
     ) {
-        let can_tell = self.can_tell(node, segment);
+        let can_tell = self.can_tell(node, segment, life);
         if let Some(presence) = self.presence.get_mut(&node) {
             presence.releasing.remove(&(segment, life));
             presence.facts.remove(&segment);
+            presence.begun.remove(&segment);
         }
         if !can_tell {
             return;

@@ -292,7 +292,10 @@ impl Authority {
     }
 
     fn pump_creates(&mut self, id: VolumeId, effects: &mut Effects) {
+        // What the last run of the authority asked for may be on a device that is missing (I11).
+        let cannot_tell: Vec<NodeId> = self.presence.keys().copied().filter(|node| self.misses_device(*node)).collect();
         let Some(building) = self.building.get_mut(&id) else { return };
+        let resumed = building.call.is_none();
         let asked = &mut building.asked;
         asked.clear();
         for ((node, _), _) in building.waiting.iter().filter(|(_, asked)| **asked) {
@@ -301,7 +304,7 @@ impl Authority {
         for ((node, segment), sent) in building.waiting.iter_mut().filter(|(_, asked)| !**asked) {
             let up = self.presence.get(node).is_some_and(|presence| presence.session.is_some());
             let count = asked.entry(*node).or_default();
-            if !up || *count >= CREATES_INFLIGHT {
+            if !up || *count >= CREATES_INFLIGHT || (resumed && cannot_tell.contains(node)) {
                 continue;
             }
             let Some(record) = self.books.segments().get(segment) else { continue };
@@ -313,11 +316,13 @@ impl Authority {
         }
     }
 
-    /// A node has come (again): what it was asked for before may be lost.
+    /// A node has come (again): what it was asked for before may be lost; or on a device that is missing, and then it is
+    /// not made a second time (I11).
     pub(super) fn create_again(&mut self, node: NodeId, effects: &mut Effects) {
         let ids: Vec<VolumeId> = self.building.keys().copied().collect();
+        let can_tell = !self.misses_device(node);
         for id in ids {
-            if let Some(building) = self.building.get_mut(&id) {
+            if let Some(building) = self.building.get_mut(&id).filter(|_| can_tell) {
                 for ((_, _), sent) in building.waiting.iter_mut().filter(|((holder, _), _)| *holder == node) {
                     *sent = false;
                 }

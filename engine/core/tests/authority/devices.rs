@@ -250,6 +250,103 @@ fn an_older_authority_distrusts_no_device_that_it_does_not_know() {
     assert_eq!(names(&w.judged(9)), [(91, "sound"), (92, "distrusted")], "nobody knows of anything newer");
 }
 
+/// n9 has two devices and comes back without 92; then it begins a copy of the only segment, beside two others.
+fn begun_without_92(w: &mut World) -> engine_core::config::Config {
+    w.volume("v", 1);
+    w.register(with(9, &[(91, 1), (92, 1)]));
+    w.leave(9);
+    w.leave(3);
+    w.register_as(with(9, &[(91, 2)]), 2);
+    w.say(NodeId(9), ToAuthority::Replicas { part: Vec::new(), last: true });
+    w.pass(engine_core::limits::NODE_SILENCE);
+    let two = [NodeId(1), NodeId(2)];
+    let shrunk = match propose(w, 0, two[0], &two, &[]) {
+        engine_core::message::Decision::Installed(config) => config,
+        other => panic!("{other:?}"),
+    };
+    w.sent.clear();
+    let mut reserve = None;
+    for _ in 0..30 {
+        let ask = PermitAsk { segment: shrunk.segment, epoch: shrunk.epoch, members: 2 };
+        w.say(shrunk.primary, ToAuthority::PermitAsks(vec![ask]));
+        w.pass(Span::seconds(1));
+        reserve = w.heard(NodeId(9)).into_iter().find_map(|said| match said {
+            FromAuthority::Reserve { permit, segment, .. } => Some((permit, segment)),
+            _ => None,
+        });
+        if reserve.is_some() {
+            break;
+        }
+    }
+    let (permit, segment) = reserve.expect("a copy is to begin on n9");
+    w.say(NodeId(9), ToAuthority::Reserved { permit, segment, granted: true });
+    match propose(w, 0, shrunk.primary, &two, &[NodeId(9)]) {
+        engine_core::message::Decision::Installed(config) => config,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_copy_begun_since_a_device_went_missing_is_not_let_go_of_with_it() {
+    let mut w = World::new(3);
+    begun_without_92(&mut w);
+    for node in [1, 2] {
+        let config = w.segment(0);
+        w.say(NodeId(node), ToAuthority::Replicas { part: vec![facts(&config, Standing::Member, 3)], last: true });
+    }
+    replace(&mut w, 9, Some(92)).unwrap();
+    assert!(w.segment(0).is_candidate(NodeId(9)), "{:?}", w.segment(0));
+}
+
+/// I12: its space counts as used until it has said that it is gone.
+#[test]
+fn the_end_of_a_copy_begun_since_a_device_went_missing_is_still_asked_for() {
+    let mut w = World::new(3);
+    let config = begun_without_92(&mut w);
+    w.sent.clear();
+    propose(&mut w, 0, config.primary, &config.members, &[]);
+    let released = |w: &mut World| w.heard(NodeId(9)).iter().any(|said| matches!(said, FromAuthority::Release { .. }));
+    assert!(released(&mut w), "it is on the device that is there");
+    assert_eq!(w.records_of("release"), 1);
+    replace(&mut w, 9, Some(92)).unwrap();
+    assert_eq!(w.records_of("release"), 1, "it was not on 92");
+    let (segment, incarnation) = (config.segment, config.incarnation);
+    w.say(NodeId(9), ToAuthority::Released { segment, incarnation });
+    assert_eq!(w.records_of("release"), 0);
+}
+
+/// I11: else two devices would have a replica each, and none of them could be told from the other.
+#[test]
+fn what_a_node_may_have_made_on_a_missing_device_is_not_made_again_beside_it() {
+    let mut w = World::new(3);
+    w.leave(3);
+    w.pass(engine_core::limits::NODE_SILENCE);
+    w.register(with(9, &[(91, 1), (92, 1)]));
+    w.sent.clear();
+    w.create("v", 64 << 20);
+    let asked = |w: &mut World| w.heard(NodeId(9)).iter().any(|said| matches!(said, FromAuthority::Create { .. }));
+    assert!(asked(&mut w));
+    for restarts in [false, true] {
+        // Its answer is lost, and then the device.
+        if restarts {
+            w.restart();
+            for node in 1..=3 {
+                w.back(crate::world::booted(2, registration(node)));
+            }
+        } else {
+            w.leave(9);
+        }
+        let boot = if restarts { 4 } else { 2 };
+        w.register_as(with(9, &[(91, boot)]), u128::from(boot));
+        w.say(NodeId(9), ToAuthority::Replicas { part: Vec::new(), last: true });
+        assert!(!asked(&mut w), "{restarts}");
+        w.leave(9);
+        w.register_as(with(9, &[(91, boot + 1), (92, boot)]), u128::from(boot + 1));
+        w.say(NodeId(9), ToAuthority::Replicas { part: Vec::new(), last: true });
+        assert!(asked(&mut w), "{restarts}");
+    }
+}
+
 /// I13: a copy lies on one device; room on two that is enough together is not enough.
 #[test]
 fn a_copy_has_to_fit_one_device() {
