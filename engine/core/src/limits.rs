@@ -148,6 +148,11 @@ pub const PRIMARY_AGAIN: Span = Span::seconds(5);
 pub const REGISTER_WAIT: Span = Span::seconds(2);
 /// Grace time where the authority has not said another yet.
 pub const GRACE_DEFAULT: Span = Span::seconds(60);
+/// How long one of a node's several devices may take to say what it is, to count a boot or to note what the authority
+/// said of it; then it is missing.
+pub const DEVICE_ANSWER_WAIT: Span = Span::seconds(15);
+/// How long opening what is on it may take.
+pub const DEVICE_OPEN_WAIT: Span = Span::seconds(120);
 /// How long a node that stops on purpose waits for its shards to become quiet.
 pub const STOP_WAIT: Span = Span::seconds(5);
 /// Extents a candidate asks for at a time.

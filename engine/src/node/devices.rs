@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine_core::ids::{BootId, ClusterId, DeviceId, Revision};
-use engine_core::limits::{SHARDS_MAX, STOP_WAIT, TEXT_BYTES_MAX};
+use engine_core::limits::{DEVICE_ANSWER_WAIT, DEVICE_OPEN_WAIT, SHARDS_MAX, STOP_WAIT, TEXT_BYTES_MAX};
 use engine_core::message::{DeviceJudged, DeviceOpened, Judgement};
+use engine_core::time::Span;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -25,9 +26,6 @@ use super::thread::Crew;
 use crate::device::file::DeviceFile;
 use crate::store::{self, Superblock};
 
-/// How long one of several devices may take to say what it is, and to open what is on it.
-const LOOK_WAIT: Duration = Duration::from_secs(15);
-const OPEN_WAIT: Duration = Duration::from_secs(120);
 /// Longest reason told to the authority.
 const REASON_MAX: usize = TEXT_BYTES_MAX - 64;
 
@@ -48,18 +46,16 @@ pub(super) struct Looked {
 
 /// Looks at every device.
 pub(super) async fn look(config: &Config) -> Result<Looked, StartError> {
-    if let [path] = config.devices.as_slice() {
-        return Ok(Looked { found: vec![(path.clone(), hold::look(config, path)?)], absent: Vec::new() });
-    }
+    let alone = config.devices.len() == 1;
     name_each_once(&config.devices)?;
     let (mut found, mut absent, mut first) = (Vec::new(), Vec::new(), None);
     // All at once: one that answers nothing takes its time beside the others.
     let looking: Vec<_> = config.devices.iter().map(|path| (path, look_apart(config, path))).collect();
-    let until = Instant::now() + LOOK_WAIT;
+    let until = (!alone).then(|| Until::within(DEVICE_ANSWER_WAIT));
     for (path, told) in looking {
-        match wait_look(path, told, until).await {
+        match in_time(path, told, until).await {
             Ok(Ok(hold)) => found.push((path.clone(), hold)),
-            Ok(Err(error)) if is_mistake(&error) => return Err(error.into()),
+            Ok(Err(error)) if alone || is_mistake(&error) => return Err(error.into()),
             Ok(Err(error)) => {
                 tracing::error!(%error, "this device is not there; the others are served");
                 absent.push(shortened(&error.to_string()));
@@ -67,17 +63,15 @@ pub(super) async fn look(config: &Config) -> Result<Looked, StartError> {
             }
             Err(reason) => {
                 tracing::error!(reason, "this device is not there; the others are served");
-                absent.push(reason);
+                absent.push(shortened(&reason));
             }
         }
     }
-    match first {
-        Some(error) if found.is_empty() => Err(error.into()),
-        _ => {
-            find_images(&found)?;
-            Ok(Looked { found, absent })
-        }
+    if found.is_empty() {
+        return Err(first.map_or(StartError::NoDevice(absent.join("; ")), StartError::from));
     }
+    find_images(&found)?;
+    Ok(Looked { found, absent })
 }
 
 fn twice(one: &Path, other: &Path, reason: &str) -> StartError {
@@ -116,24 +110,50 @@ fn find_images(found: &[(PathBuf, Hold)]) -> Result<(), StartError> {
     Ok(())
 }
 
-/// What a look will give; `Err`: it could not begin.
-type Look = std::io::Result<oneshot::Receiver<Result<Hold, HoldError>>>;
+/// What work on a device will give; `Err`: it could not begin.
+type Apart<T> = std::io::Result<oneshot::Receiver<T>>;
 
-/// On a thread of its own: a device that answers nothing holds nobody up.
-fn look_apart(config: &Config, path: &Path) -> Look {
+/// Works on a device on a thread of its own: one that answers nothing holds nobody up, nor the end of the process.
+fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Apart<T> {
     let (tell, told) = oneshot::channel();
-    let (config, path) = (config.clone(), path.to_owned());
-    std::thread::Builder::new().name("look".into()).spawn(move || {
+    std::thread::Builder::new().name("device".into()).spawn(move || {
         // Whoever asked may have lost patience.
-        let _ = tell.send(hold::look(&config, &path));
+        let _ = tell.send(work());
     })?;
     Ok(told)
 }
 
-async fn wait_look(path: &Path, told: Look, until: Instant) -> Result<Result<Hold, HoldError>, String> {
-    let silent = || format!("{}: it did not answer in {} s", path.display(), LOOK_WAIT.as_secs());
-    let told = told.map_err(|error| format!("{}: {error}", path.display()))?;
-    timeout_at(until, told).await.map_err(|_| silent())?.map_err(|_| silent())
+fn look_apart(config: &Config, path: &Path) -> Apart<Result<Hold, HoldError>> {
+    let (config, path) = (config.clone(), path.to_owned());
+    apart(move || hold::look(&config, &path))
+}
+
+/// How long somebody waits for a device.
+#[derive(Clone, Copy)]
+struct Until {
+    wait: Duration,
+    end: Instant,
+}
+
+impl Until {
+    fn within(span: Span) -> Self {
+        // Tests have less patience.
+        let wait = if cfg!(test) { Duration::from_secs(5) } else { duration(span) };
+        Self { wait, end: Instant::now() + wait }
+    }
+}
+
+/// What was told in time; without an end it is waited for as long as it takes.
+async fn in_time<T>(path: &Path, told: Apart<T>, until: Option<Until>) -> Result<T, String> {
+    let path = path.display();
+    let told = told.map_err(|error| format!("{path}: {error}"))?;
+    let told = match until {
+        Some(Until { wait, end }) => {
+            timeout_at(end, told).await.map_err(|_| format!("{path}: it did not answer in {} s", wait.as_secs()))?
+        }
+        None => told.await,
+    };
+    told.map_err(|_| format!("{path}: who asked it has ended"))
 }
 
 impl Looked {
@@ -154,12 +174,25 @@ impl Looked {
     }
 
     /// Makes each of them this node's, and counts this boot on it (I9). From here on things are written.
-    pub(super) fn take(self, config: &Config, cluster: ClusterId, boot: BootId) -> Result<Devices, StartError> {
+    pub(super) async fn take(self, config: &Config, cluster: ClusterId, boot: BootId) -> Result<Devices, StartError> {
         let alone = config.devices.len() == 1;
         let (mut list, mut absent, mut first) = (Vec::<Device>::new(), self.absent, None);
-        for (path, hold) in self.found {
+        let takes = self.found.into_iter().map(|(path, hold)| {
+            let until = hold.patience().filter(|_| !alone).map(Until::within);
             let id = DeviceId((u128::from(seed()) << 64) | u128::from(seed()));
-            match hold.take(config, &path, cluster, id, boot) {
+            let (config, at) = (config.clone(), path.clone());
+            (path, until, apart(move || hold.take(&config, &at, cluster, id, boot)))
+        });
+        for (path, until, told) in takes.collect::<Vec<_>>() {
+            let taken = match in_time(&path, told, until).await {
+                Ok(taken) => taken,
+                Err(reason) => {
+                    tracing::error!(reason, "this device cannot be used; the others are served");
+                    absent.push(shortened(&reason));
+                    continue;
+                }
+            };
+            match taken {
                 Ok(Held { file, superblock, damaged_copies }) => {
                     let Superblock { device, boot, geometry, .. } = &superblock;
                     tracing::info!(node = %config.id, %cluster, %device, %boot, shards = geometry.shards,
@@ -174,10 +207,10 @@ impl Looked {
                 }
             }
         }
-        match first {
-            Some(error) if list.is_empty() => Err(error.into()),
-            _ => Ok(Devices { list, absent, alone }),
+        if list.is_empty() {
+            return Err(first.map_or(StartError::NoDevice(absent.join("; ")), StartError::from));
         }
+        Ok(Devices { list, absent, alone })
     }
 }
 
@@ -245,10 +278,12 @@ impl Devices {
         routes: &Arc<Routes>,
         boxes: &[ShardBox],
     ) -> Result<(), StartError> {
+        // They open beside each other.
+        let Until { wait, end } = Until::within(DEVICE_OPEN_WAIT);
         for at in 0..self.list.len() {
             let shards = routes.shards_of(at);
             let opened =
-                if self.alone { Ok(crew.ready(shards).await) } else { timeout(OPEN_WAIT, crew.ready(shards)).await };
+                if self.alone { Ok(crew.ready(shards).await) } else { timeout_at(end, crew.ready(shards)).await };
             let reason = match opened {
                 Ok(Ok(opened)) => match routes.change(|lodging| lodging.found(at, &opened.segments)) {
                     Ok(()) => {
@@ -259,7 +294,7 @@ impl Devices {
                 },
                 Ok(Err(error)) if self.alone => return Err(error),
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("it was not open after {} s", OPEN_WAIT.as_secs()),
+                Err(_) => format!("it was not open after {} s", wait.as_secs()),
             };
             self.take_out(at, &reason, routes, boxes).await?;
         }
@@ -317,12 +352,23 @@ impl Devices {
                     let distrusted = if self.alone { distrust(shards).await } else { waited.await.unwrap_or(false) };
                     let one = &mut self.list[at];
                     one.superblock.taken_in(id, *boot);
-                    let (mut file, superblock) = (one.file.clone(), one.superblock);
-                    let reason = match distrusted.then(|| store::rewrite(&mut file, &superblock)) {
-                        Some(Ok(())) => continue,
-                        Some(Err(error)) if self.alone => return Err(StartError::Runtime(error)),
-                        Some(Err(error)) => error.to_string(),
-                        None => "could not write that its replicas are stale".to_owned(),
+                    let until = (!self.alone).then(|| Until::within(DEVICE_ANSWER_WAIT));
+                    let written = if distrusted {
+                        let (mut file, superblock) = (one.file.clone(), one.superblock);
+                        let writing = apart(move || {
+                            #[cfg(test)]
+                            stuck::wait(stuck::Step::Note, superblock.device);
+                            store::rewrite(&mut file, &superblock)
+                        });
+                        in_time(&one.path, writing, until).await
+                    } else {
+                        Err("could not write that its replicas are stale".to_owned())
+                    };
+                    let reason = match written {
+                        Ok(Ok(())) => continue,
+                        Ok(Err(error)) if self.alone => return Err(StartError::Runtime(error)),
+                        Ok(Err(error)) => error.to_string(),
+                        Err(reason) => reason,
                     };
                     unwritten.push((*device, reason.clone()));
                     reason
@@ -344,4 +390,46 @@ async fn distrust(boxes: &[ShardBox]) -> bool {
         }
     }
     true
+}
+
+/// Devices that answer nothing: tests say which, and the code that would meet such a device asks here.
+#[cfg(test)]
+pub(crate) mod stuck {
+    use std::sync::{Mutex, PoisonError};
+    use std::time::Duration;
+
+    use engine_core::ids::DeviceId;
+
+    static STUCK: Mutex<Vec<(Step, DeviceId)>> = Mutex::new(Vec::new());
+
+    /// Where a device may hang.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum Step {
+        Take,
+        Open,
+        Note,
+    }
+
+    /// Does not return while the device is stuck there.
+    pub(crate) fn wait(step: Step, device: DeviceId) {
+        while STUCK.lock().unwrap_or_else(PoisonError::into_inner).contains(&(step, device)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// A device is stuck as long as this lives.
+    pub(crate) struct Stuck(Step, DeviceId);
+
+    impl Stuck {
+        pub(crate) fn at(step: Step, device: DeviceId) -> Self {
+            STUCK.lock().unwrap_or_else(PoisonError::into_inner).push((step, device));
+            Self(step, device)
+        }
+    }
+
+    impl Drop for Stuck {
+        fn drop(&mut self) {
+            STUCK.lock().unwrap_or_else(PoisonError::into_inner).retain(|stuck| *stuck != (self.0, self.1));
+        }
+    }
 }

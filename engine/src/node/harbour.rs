@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use engine_core::ids::NodeId;
 use engine_core::message::NodeAddress;
@@ -26,8 +26,7 @@ pub(crate) struct Harbour {
     pub(crate) shards: Vec<ShardBox>,
     /// Which of them has what.
     pub(crate) pilot: Pilot,
-    /// Who keeps connections to peers, by node id modulo their number.
-    pub(crate) keepers: Vec<mpsc::Sender<PeerControl>>,
+    pub(crate) keepers: Keepers,
     pub(crate) addresses: watch::Receiver<Addresses>,
     pub(crate) doors: Doors,
     /// Names for clients, shared by all threads.
@@ -42,7 +41,38 @@ impl Harbour {
 
     /// Who keeps the connections to this node.
     pub(crate) fn keeper(&self, node: NodeId) -> &mpsc::Sender<PeerControl> {
-        &self.keepers[usize::from(node.0) % self.keepers.len()]
+        self.keepers.of(node)
+    }
+}
+
+/// Who keeps connections to peers: of the threads at work, by the peer's id modulo their number.
+#[derive(Debug, Clone)]
+pub(crate) struct Keepers {
+    all: Arc<[mpsc::Sender<PeerControl>]>,
+    at_work: Arc<OnceLock<Vec<usize>>>,
+}
+
+impl Keepers {
+    /// One for each thread; all are at work until somebody says otherwise.
+    pub(crate) fn new(all: Vec<mpsc::Sender<PeerControl>>) -> Self {
+        Self { all: all.into(), at_work: Arc::default() }
+    }
+
+    /// Only these threads are at work: the others' devices have not answered. Said once, before anybody looks for a
+    /// keeper; a thread that comes later is asked nothing.
+    pub(crate) fn only(&self, at_work: Vec<usize>) {
+        // Whoever said it first is believed.
+        let _ = self.at_work.set(at_work);
+    }
+
+    /// Who keeps the connections to this node.
+    pub(crate) fn of(&self, node: NodeId) -> &mpsc::Sender<PeerControl> {
+        let at_work = self.at_work.get().filter(|at_work| !at_work.is_empty());
+        let at = at_work.map_or_else(
+            || usize::from(node.0) % self.all.len(),
+            |at_work| at_work[usize::from(node.0) % at_work.len()],
+        );
+        &self.all[at]
     }
 }
 

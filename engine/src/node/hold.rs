@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use engine_core::ids::{BootCount, BootId, ClusterId, DeviceId, NodeId, Revision};
+use engine_core::limits::{DEVICE_ANSWER_WAIT, DEVICE_OPEN_WAIT};
 use engine_core::openings::Openings;
+use engine_core::time::Span;
 
 use super::config::{Config, default_shards};
 use crate::device::WholeDevice;
@@ -162,6 +164,15 @@ impl Hold {
         }
     }
 
+    /// How long it may take until it is this node's; a file that is made is written from end to end.
+    pub(crate) const fn patience(&self) -> Option<Span> {
+        match self {
+            Self::Ours(..) => Some(DEVICE_ANSWER_WAIT),
+            Self::Blank(..) => Some(DEVICE_OPEN_WAIT),
+            Self::Absent(..) => None,
+        }
+    }
+
     /// Makes it this node's where it is not yet, and counts this boot durably (I9). From here on things are written.
     pub(crate) fn take(
         self,
@@ -173,7 +184,10 @@ impl Hold {
     ) -> Result<Held, HoldError> {
         let mut damaged_copies = 0;
         let (mut file, fresh) = match self {
-            Self::Ours(mut file, _) => {
+            Self::Ours(mut file, found) => {
+                #[cfg(test)]
+                super::devices::stuck::wait(super::devices::stuck::Step::Take, found.device);
+                drop(found);
                 damaged_copies = store::damaged_copies(&mut file);
                 (file, None)
             }

@@ -21,9 +21,9 @@ use tokio::time::timeout;
 use super::authority::{self, RefusedByAuthority, Session, TakenIn, Told};
 use super::clock::{duration, seed};
 use super::config::{Config, ConfigError};
-use super::devices::{self, Devices, Looked};
+use super::devices::{self, Devices};
 use super::hold::HoldError;
-use super::listen::{self, Doors};
+use super::listen::{self, Arrival, Doors};
 use super::mail::{Mail, ShardBox, shard_box};
 use super::memory;
 use super::routes::{Pilot, Routes};
@@ -49,6 +49,9 @@ pub enum StartError {
     /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] HoldError),
+    /// None of its devices answers.
+    #[error("none of the devices can be used: {0}")]
+    NoDevice(String),
     /// The authority does not take this node in.
     #[error("{0}. Nothing is served")]
     Refused(String),
@@ -73,7 +76,7 @@ impl StartError {
             Self::Config(_) => 2,
             Self::Device(error) => error.exit_code(),
             Self::Refused(_) => 5,
-            Self::Listen { .. } | Self::Runtime(_) | Self::Shard { .. } => 1,
+            Self::NoDevice(_) | Self::Listen { .. } | Self::Runtime(_) | Self::Shard { .. } => 1,
         }
     }
 }
@@ -84,13 +87,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     let primary = bind("primary_addr", config.primary)?;
     let replication = bind("replication_addr", config.replication)?;
     let boot = BootId(random_u128());
-    let (looked, local, cluster) = tokio::select! {
-        found = look_around(&config, boot) => found?,
+    let (mut devices, local) = tokio::select! {
+        found = find_devices(&config, boot) => found?,
         () = &mut stop => return Ok(()),
     };
-    let mut devices = looked.take(&config, cluster, boot)?;
     let routes = Arc::new(devices.routes());
-    let local = Local { cluster, shards: devices.shards(), ..local };
 
     let (boxes, inboxes): (Vec<ShardBox>, Vec<_>) = (0..local.shards).map(|_| shard_box()).unzip();
     let (to_authority, outgoing) = mpsc::channel(OUTBOX_MAX);
@@ -107,7 +108,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
         addresses: addresses_seen,
     };
     let mut crew = thread::spawn(&plan, inboxes, &doors)?;
-    devices.open(&mut crew, &routes, &boxes).await?;
+    tokio::select! {
+        opened = devices.open(&mut crew, &routes, &boxes) => opened?,
+        () = &mut stop => return finish(&boxes, &mut crew).await,
+    }
+    let (at_work, arrivals) = crew.deal(&boxes);
     thread::set_memory_aside(devices.served().map(|device| device.superblock.geometry));
 
     let (registered, has_registered) = oneshot::channel();
@@ -136,24 +141,26 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), S
     for device in devices.served() {
         tokio::task::spawn_local(memory::keep(device.file.clone(), device.superblock, boot, was_told.clone()));
     }
-    serve(&boxes, grace).await;
-    let listeners = open_doors([(primary, Network::Primary), (replication, Network::Replication)], &doors, &crew)?;
+    serve(&at_work, grace).await;
+    let listeners = open_doors([(primary, Network::Primary), (replication, Network::Replication)], &doors, arrivals)?;
     // The session goes on while the node leaves: without the authority nothing is handed over.
     tokio::select! {
         refused = &mut session => return Err(refuse(&refused)),
         ended = crew.ended() => return Err(ended),
-        () = leave(stop, &boxes) => {}
+        () = leave(stop, &at_work) => {}
     }
     close(listeners).await;
     finish(&boxes, &mut crew).await
 }
 
-/// What the devices are, and which cluster this is. Nothing is written.
-async fn look_around(config: &Config, boot: BootId) -> Result<(Looked, Local, ClusterId), StartError> {
+/// What the devices are, and which cluster this is; nothing is written until both are known. Then they are this node's.
+async fn find_devices(config: &Config, boot: BootId) -> Result<(Devices, Local), StartError> {
     let looked = devices::look(config).await?;
     let local = Local { cluster: looked.cluster(), node: Some(config.id), boot, shards: looked.shards()? };
     let cluster = find_cluster(&config.authority, &local).await?;
-    Ok((looked, local, cluster))
+    let devices = looked.take(config, cluster, boot).await?;
+    let local = Local { cluster, shards: devices.shards(), ..local };
+    Ok((devices, local))
 }
 
 /// Lets the machines go to work.
@@ -168,9 +175,9 @@ async fn serve(boxes: &[ShardBox], grace: Span) {
 fn open_doors(
     listeners: [(TcpListener, Network); 2],
     doors: &Doors,
-    crew: &Crew,
+    arrivals: Vec<mpsc::Sender<Arrival>>,
 ) -> Result<Vec<tokio::task::JoinHandle<()>>, StartError> {
-    let arrivals = Rc::new(crew.arrivals.clone());
+    let arrivals = Rc::new(arrivals);
     let mut listening = Vec::new();
     for (listener, network) in listeners {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(StartError::Runtime)?;
@@ -300,7 +307,7 @@ async fn leave(stop: impl Future<Output = ()>, boxes: &[ShardBox]) {
 /// Stores leave everything ready for a quick restart.
 async fn finish(boxes: &[ShardBox], crew: &mut Crew) -> Result<(), StartError> {
     tracing::info!("stopping");
-    if timeout(duration(STOP_WAIT) * 2, tell(boxes, Mail::Stop)).await.is_err() {
+    if timeout(duration(STOP_WAIT) * 2, tell(&crew.working(boxes), Mail::Stop)).await.is_err() {
         tracing::warn!("not everything became quiet in time; the next start reads more of the log");
     }
     crew.gone().await;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use engine_core::config::Config as Configuration;
 use engine_core::ids::{
-    BlockIndex, BootId, ClusterId, Epoch, Generation, Incarnation, NodeId, RequestId, Revision, SegmentId, Session,
-    VolumeId,
+    BlockIndex, BootId, ClusterId, DeviceId, Epoch, Generation, Incarnation, NodeId, RequestId, Revision, SegmentId,
+    Session, VolumeId,
 };
 use engine_core::message::{
     Decision, DeviceJudged, DeviceOpened, FromAuthority, Judgement, Op, Outcome, Proposal, Refusal, Registration,
@@ -23,6 +23,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use super::config::Config;
+use super::devices::stuck::{Step, Stuck};
 use super::start::{self, StartError};
 use crate::wire::{self, Hello, Inbound, Local, Message, Outbox, Who};
 
@@ -117,11 +118,16 @@ impl Authority {
                 }
                 ToAuthority::Register(registration) => {
                     let settings = Settings { grace: Span::seconds(60) };
-                    let sound = |opened: &DeviceOpened| DeviceJudged {
-                        device: opened.device,
-                        judgement: Judgement::Sound { boot: opened.boot },
+                    let doubts = registration.zone == "doubted";
+                    let judge = |(at, opened): (usize, &DeviceOpened)| {
+                        let judgement = if doubts && at > 0 {
+                            Judgement::Distrusted { boot: opened.boot.next() }
+                        } else {
+                            Judgement::Sound { boot: opened.boot }
+                        };
+                        DeviceJudged { device: opened.device, judgement }
                     };
-                    let devices = registration.devices.iter().map(sound).collect();
+                    let devices = registration.devices.iter().enumerate().map(judge).collect();
                     say(FromAuthority::Registered { settings, revision: Revision(1), devices, complete: true });
                     say(FromAuthority::Nodes(vec![registration.address.clone()]));
                     let _ = registered.send((registration, outbox.clone()));
@@ -394,6 +400,103 @@ async fn a_device_is_not_opened_beside_its_copy_nor_twice() {
             assert!(before == std::fs::read(&device).unwrap(), "something was written");
             assert!(before == std::fs::read(other).unwrap(), "something was written to the other");
         }
+    };
+    LocalSet::new().run_until(story).await;
+}
+
+/// A node's two devices, known to its authority; the node has stopped.
+async fn two_devices(authority: &mut Authority, dir: &Path) -> (Config, [DeviceId; 2]) {
+    let base = config(dir.join("one"), authority.address.clone());
+    let config = Config { devices: vec![dir.join("one"), dir.join("two")], ..base };
+    let node = start(config.clone());
+    let (registered, _) = authority.registered().await;
+    node.end().await.unwrap();
+    (config, [registered.devices[0].device, registered.devices[1].device])
+}
+
+fn is_without(registered: &Registration, there: DeviceId, why: &str) {
+    let came: Vec<DeviceId> = registered.devices.iter().map(|opened| opened.device).collect();
+    assert_eq!(came, [there]);
+    assert!(registered.absent.iter().any(|absent| absent.contains(why)), "{:?}", registered.absent);
+}
+
+#[tokio::test]
+async fn a_device_that_does_not_open_holds_up_neither_connections_nor_the_end() {
+    let story = async {
+        let dir = scratch();
+        let mut authority = Authority::begin().await;
+        let (config, [one, two]) = two_devices(&mut authority, dir.path()).await;
+        let _stuck = Stuck::at(Step::Open, two);
+        let node = start(config);
+        let (registered, _) = authority.registered().await;
+        is_without(&registered, one, "two: it was not open after");
+        // They are dealt out in turns.
+        for _ in 0..4 {
+            let connecting = Client::connect(&registered.address.primary);
+            timeout(Duration::from_secs(10), connecting).await.expect("a thread at work has it");
+        }
+        let asked = std::time::Instant::now();
+        node.end().await.unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    };
+    LocalSet::new().run_until(story).await;
+}
+
+#[tokio::test]
+async fn a_device_that_cannot_be_taken_in_time_is_missing() {
+    let story = async {
+        let dir = scratch();
+        let mut authority = Authority::begin().await;
+        let (config, [one, two]) = two_devices(&mut authority, dir.path()).await;
+        let _stuck = Stuck::at(Step::Take, two);
+        let node = start(config);
+        let (registered, _) = authority.registered().await;
+        is_without(&registered, one, "two: it did not answer in");
+        node.end().await.unwrap();
+    };
+    LocalSet::new().run_until(story).await;
+}
+
+#[tokio::test]
+async fn a_node_ends_while_its_device_does_not_open() {
+    let story = async {
+        let dir = scratch();
+        let device = dir.path().join("device");
+        let mut authority = Authority::begin().await;
+        let config = config(device.clone(), authority.address.clone());
+        let node = start(config.clone());
+        let (registered, _) = authority.registered().await;
+        node.end().await.unwrap();
+        let superblock = |path: &Path| {
+            let mut block = vec![0; 4096];
+            std::io::Read::read_exact(&mut std::fs::File::open(path).unwrap(), &mut block).unwrap();
+            block
+        };
+        let before = superblock(&device);
+        let _stuck = Stuck::at(Step::Open, registered.devices[0].device);
+        let node = start(config);
+        while superblock(&device) == before {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        node.end().await.unwrap();
+    };
+    LocalSet::new().run_until(story).await;
+}
+
+/// I9: as long as the authority takes it for there, it would count what is on it.
+#[tokio::test]
+async fn a_node_registers_again_without_a_device_that_takes_no_distrust() {
+    let story = async {
+        let dir = scratch();
+        let mut authority = Authority::begin().await;
+        let (config, [one, two]) = two_devices(&mut authority, dir.path()).await;
+        let _stuck = Stuck::at(Step::Note, two);
+        let node = start(Config { zone: "doubted".into(), ..config });
+        let (first, _) = authority.registered().await;
+        assert_eq!(first.devices.len(), 2);
+        let (again, _) = authority.registered().await;
+        is_without(&again, one, "did not answer in");
+        node.end().await.unwrap();
     };
     LocalSet::new().run_until(story).await;
 }

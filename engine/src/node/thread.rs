@@ -14,7 +14,7 @@ use engine_core::message::ToAuthority;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock::{duration, seed};
-use super::harbour::{self, Addresses, Harbour};
+use super::harbour::{self, Addresses, Harbour, Keepers};
 use super::listen::{Arrival, Doors};
 use super::mail::{PeerControl, ShardBox, ShardInbox};
 use super::routes::{Pilot, Routes};
@@ -41,17 +41,26 @@ pub(crate) struct Plan {
 /// The running threads.
 pub(crate) struct Crew {
     /// Where each takes its arrivals.
-    pub(crate) arrivals: Vec<mpsc::Sender<Arrival>>,
-    ready: Vec<oneshot::Receiver<Ready>>,
+    arrivals: Vec<mpsc::Sender<Arrival>>,
+    ready: Vec<Opening>,
+    keepers: Keepers,
     over: mpsc::Receiver<(u16, String)>,
+}
+
+/// A thread on its way to work.
+struct Opening {
+    ready: oneshot::Receiver<Ready>,
+    /// Its device has answered, whatever it said.
+    answered: bool,
 }
 
 impl Crew {
     /// Waits until the stores of these shards are open; gives what is in all of them, or which could not be opened.
     pub(crate) async fn ready(&mut self, shards: Range<usize>) -> Result<Opened, StartError> {
         let mut all = Opened::default();
-        for (shard, ready) in (0u16..).zip(&mut self.ready).skip(shards.start).take(shards.len()) {
-            let opened = ready.await.unwrap_or_else(|_| Err("its thread has ended".into()));
+        for (shard, opening) in (0u16..).zip(&mut self.ready).skip(shards.start).take(shards.len()) {
+            let opened = (&mut opening.ready).await.unwrap_or_else(|_| Err("its thread has ended".into()));
+            opening.answered = true;
             let opened = opened.map_err(|reason| StartError::Shard { shard, reason })?;
             all.capacity += opened.capacity;
             all.segments.extend(opened.segments);
@@ -59,9 +68,39 @@ impl Crew {
         Ok(all)
     }
 
-    /// Waits until every thread has ended, so that the device is free for whoever opens it next; not for one that is stuck.
+    /// The threads at work now: not those whose devices have not answered.
+    fn at_work(&mut self) -> Vec<usize> {
+        let mut at_work = Vec::new();
+        for (at, opening) in self.ready.iter_mut().enumerate() {
+            opening.answered =
+                opening.answered || !matches!(opening.ready.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+            at_work.extend(opening.answered.then_some(at));
+        }
+        at_work
+    }
+
+    /// The shards whose threads are at work.
+    pub(crate) fn working(&mut self, boxes: &[ShardBox]) -> Vec<ShardBox> {
+        self.at_work().into_iter().map(|at| boxes[at].clone()).collect()
+    }
+
+    /// From now on only the threads at work carry connections: one whose device has not answered is not waited for. Gives
+    /// their shards, and where each takes its arrivals.
+    pub(crate) fn deal(&mut self, boxes: &[ShardBox]) -> (Vec<ShardBox>, Vec<mpsc::Sender<Arrival>>) {
+        let at_work = self.at_work();
+        self.keepers.only(at_work.clone());
+        at_work.into_iter().map(|at| (boxes[at].clone(), self.arrivals[at].clone())).unzip()
+    }
+
+    /// Waits until every thread at work has ended, so that the device is free for whoever opens it next.
     pub(crate) async fn gone(&mut self) {
-        let all = async { while self.over.recv().await.is_some() {} };
+        let threads = self.at_work().len();
+        let all = async {
+            for _ in 0..threads {
+                self.over.recv().await?;
+            }
+            Some(())
+        };
         if tokio::time::timeout(duration(STOP_WAIT), all).await.is_err() {
             tracing::warn!("a shard's thread has not ended");
         }
@@ -108,13 +147,14 @@ struct Share {
 pub(crate) fn spawn(plan: &Plan, inboxes: Vec<ShardInbox>, doors: &Doors) -> Result<Crew, StartError> {
     let (over, over_end) = mpsc::channel(inboxes.len().max(1));
     let (keepers, controls): (Vec<_>, Vec<_>) = inboxes.iter().map(|_| mpsc::channel(INBOX_MAX)).unzip();
+    let keepers = Keepers::new(keepers);
     let last_client = Arc::new(AtomicU64::new(0));
-    let mut crew = Crew { arrivals: Vec::new(), ready: Vec::new(), over: over_end };
+    let mut crew = Crew { arrivals: Vec::new(), ready: Vec::new(), keepers: keepers.clone(), over: over_end };
     for ((shard, inbox), control) in (0u16..).zip(inboxes).zip(controls) {
         let (arrivals, arrivals_end) = mpsc::channel(STRANGERS_MAX);
         let (ready, is_ready) = oneshot::channel();
         crew.arrivals.push(arrivals);
-        crew.ready.push(is_ready);
+        crew.ready.push(Opening { ready: is_ready, answered: false });
         let device = plan.routes.device_of(shard);
         let (file, superblock) = plan.devices[device].clone();
         let harbour = Harbour {
@@ -217,6 +257,8 @@ impl Share {
 type OpenStore = (ShardStore<UringDevice>, Option<std::os::fd::RawFd>);
 
 fn open(file: &DeviceFile, superblock: &Superblock, shard: u16) -> Result<OpenStore, String> {
+    #[cfg(test)]
+    super::devices::stuck::wait(super::devices::stuck::Step::Open, superblock.device);
     let region = superblock.geometry.region(shard);
     let device =
         UringDevice::new(file.clone(), region.base, region.len).map_err(|error| format!("io_uring: {error}"))?;

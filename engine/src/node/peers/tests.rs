@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 
 use super::*;
-use crate::node::harbour::Addresses;
+use crate::node::harbour::{Addresses, Keepers};
 use crate::node::listen::Doors;
 use crate::node::mail::{ShardInbox, shard_box};
 use crate::node::routes::Routes;
@@ -40,7 +40,7 @@ fn world() -> World {
         local: local(NodeId(1), 1),
         shards: vec![shard],
         pilot: Pilot::new(Arc::new(Routes::new([1], true))),
-        keepers: vec![keeper.clone()],
+        keepers: Keepers::new(vec![keeper.clone()]),
         addresses: seen,
         doors: Doors::default(),
         last_client: Arc::new(AtomicU64::new(0)),

@@ -15,6 +15,7 @@ use engine_core::replica::io::ClientRef;
 use engine_core::time::Time;
 use tokio::sync::{mpsc, oneshot};
 
+use super::harbour::Keepers;
 use super::mail::{ClientMail, Mail, PeerControl};
 use super::quay::{Quay, Wires};
 use super::routes::Routes;
@@ -34,8 +35,7 @@ pub(crate) struct Surroundings {
     pub(crate) shard: u16,
     /// To the authority, as long as somebody listens.
     pub(crate) authority: mpsc::Sender<ToAuthority>,
-    /// Who keeps connections to peers, by node id modulo their number.
-    pub(crate) peers: Vec<mpsc::Sender<PeerControl>>,
+    pub(crate) peers: Keepers,
     pub(crate) seed: u64,
     /// What lies where on this node, and which of its devices this shard is of.
     pub(crate) routes: Arc<Routes>,
@@ -105,7 +105,7 @@ impl Wires for Lines {
 /// One shard of a node.
 pub(crate) struct Shard<S> {
     shard: u16,
-    keepers: Vec<mpsc::Sender<PeerControl>>,
+    keepers: Keepers,
     quay: Quay<S, Lines>,
     /// Whom the peers' keepers were told this shard wants.
     announced: BTreeSet<NodeId>,
@@ -242,8 +242,8 @@ impl<S: Store> Shard<S> {
         let changed: Vec<NodeId> = wanted.symmetric_difference(&self.announced).copied().collect();
         for node in changed {
             let is_wanted = wanted.contains(&node);
-            let keeper = &self.keepers[usize::from(node.0) % self.keepers.len()];
-            if keeper.try_send(PeerControl::Want { shard: self.shard, node, wanted: is_wanted }).is_err() {
+            if self.keepers.of(node).try_send(PeerControl::Want { shard: self.shard, node, wanted: is_wanted }).is_err()
+            {
                 continue;
             }
             if is_wanted {
